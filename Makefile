@@ -1,0 +1,42 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+help: ## what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+start: $(VENV)/.run ## set up this machine and make a first dataset with the embedded teacher
+	$(BIN)/kdgen teachers pull
+	$(BIN)/kdgen expand general --target 24
+
+test: $(VENV)/.dev ## run every test (fetches the embedded model once)
+	$(BIN)/kdgen teachers pull
+	$(BIN)/kdgen teachers pull smollm2-135m
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## lint, types and the fast tests: what every commit passes
+	$(BIN)/ruff format --check kdgen tests bench
+	$(BIN)/ruff check kdgen tests bench
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(VENV)/.dev ## measure speed, as ratios taken side by side
+	$(BIN)/python -m bench
+
+clean: ## remove what was built
+	rm -rf $(VENV) dist build out .kdgen
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.run: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[local,parquet]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.run
+
+.PHONY: help start test check bench clean

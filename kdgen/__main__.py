@@ -1,0 +1,5 @@
+"""python -m kdgen"""
+
+from kdgen.cli import main
+
+main()

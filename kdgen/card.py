@@ -1,0 +1,80 @@
+"""The Hugging Face dataset card, written from the manifest. Two runs that made the same rows write the same card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
+
+
+def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
+    """README.md of a dataset folder."""
+    counts, rows = manifest["counts"], manifest["counts"]["rows"]
+    front = {
+        "pretty_name": manifest["name"],
+        "license": "other",
+        "license_name": "see-teachers",
+        "annotations_creators": ["machine-generated"],
+        "language_creators": ["machine-generated"],
+        "task_categories": ["text-generation"],
+        "tags": ["synthetic", "distillation", "kdgen"],
+        "size_categories": [next((name for most, name in SIZES if rows < most), "1M<n<10M")],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data.jsonl"}]}],
+    }
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {manifest['name']}",
+        "",
+        manifest["about"] or "A distillation dataset.",
+        "",
+        f"{rows:,} rows, made with [kdgen](https://pypi.org/project/kdgen/) {manifest['kdgen']}: a teacher model wrote the "
+        "fields that `records.jsonl` names under `writers`.",
+        "",
+        "## Teachers",
+        "",
+        "| role | teacher | model licence | origin |",
+        "|---|---|---|---|",
+    ]
+    for role, teacher in manifest["teachers"].items():
+        lines.append(
+            f"| {role} | {teacher['label']} | {teacher.get('licence', 'not stated')} | {teacher.get('origin', '')} |"
+        )
+    lines += [
+        "",
+        "The licence of the rows follows from the teachers' terms and the seeds' licences; check both before you publish.",
+        "",
+        "## From seeds to rows",
+        "",
+        "| | records |",
+        "|---|---:|",
+        f"| seeds | {counts['seeds']:,} |",
+        f"| generated | {counts['generated']:,} |",
+        f"| used as demonstrations | {counts['demonstrations']:,} |",
+        f"| rejected | {sum(counts['rejects'].values()):,} |",
+        f"| **rows** | **{rows:,}** |",
+        "",
+    ]
+    if counts["rejects"]:
+        lines += ["| rejected because | records |", "|---|---:|"]
+        lines += [f"| {reason} | {count:,} |" for reason, count in counts["rejects"].items()]
+        lines.append("")
+    total = manifest["dataset"]
+    lines += [
+        f"{total['replies']:,} replies of {total['tokens']['input']:,} input and {total['tokens']['output']:,} output "
+        "tokens stand behind them; `records.jsonl` names the replies of each row, `rejects.jsonl` says why each lost row was lost.",
+        "",
+        "## Provenance",
+        "",
+        f"- recipe `{manifest['hashes']['recipe']}`",
+    ]
+    lines += [f"- prompt {name} `{made}`" for name, made in manifest["hashes"]["prompts"].items()]
+    lines += [f"- seeds {name} `sha256:{made}`" for name, made in manifest["hashes"]["seeds"].items()]
+    if example is not None:
+        shown = yaml.safe_dump(example, sort_keys=False, allow_unicode=True, width=100).strip()
+        lines += ["", "## One row", "", "~~~yaml", shown, "~~~"]
+    return "\n".join(lines) + "\n"

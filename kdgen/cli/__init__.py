@@ -1,0 +1,221 @@
+"""The command line: parse, call, print; no logic. Heavy modules load when a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+EXITS = """Exit codes: 0 done · 1 a bug · 2 your mistake, nothing was sent · 3 the endpoint cannot serve this run ·
+4 the budget is reached · 5 a quality gate failed · 6 another run holds the dataset · 7 terms not acknowledged ·
+130 interrupted. After 3, 4 and 130 the same command goes on: what was paid is in the ledger."""
+
+app = typer.Typer(
+    name="kdgen",
+    help="Make teacher-generated datasets for knowledge distillation of LLMs.\n\n"
+    "Seeds flow through stages that ask a teacher, then through filters and dedupe into a dataset folder. "
+    "Running a command again costs nothing where nothing changed: every paid reply is kept in a ledger.",
+    epilog="Start: kdgen expand general --target 8   (the embedded teacher: no key, no GPU)\n\n" + EXITS,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(
+    help="List the recipes that ship, or print one to start your own from.", rich_markup_mode=None
+)
+teachers_app = typer.Typer(help="List the teachers, or fetch a model for the embedded one.", rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(teachers_app, name="teachers")
+
+VERBS = {
+    "label": ("Ask the teacher for the answer to each seed.", "answer"),
+    "expand": ("Make new tasks from the seeds, and answer them.", "self-instruct"),
+    "curate": ("Make data from meta-information: topics, documents, code.", ""),
+    "feature": ("Keep what a white-box teacher computes: logprobs, hidden states.", ""),
+    "feedback": ("Have answers judged, compared, criticised.", ""),
+    "self": ("Let a model teach itself from its own samples.", ""),
+}
+
+Method = Annotated[str, typer.Option("--method", "-m", metavar="NAME", help="The method; `kdgen recipes` lists them.")]
+Out = Annotated[
+    str,
+    typer.Option("--out", "-o", metavar="DIR", help="The dataset folder [out/<recipe name>]; - writes rows to stdout."),
+]
+TeacherOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        "-t",
+        metavar="[ROLE=]SPEC",
+        help="local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL (any compatible server), scripted:FILE.",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of the recipe: --set stages.0.rounds=3"),
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N seeds.")]
+Target = Annotated[int | None, typer.Option("--target", min=1, help="Go on until N rows are accepted.")]
+Map = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="FIELD=COLUMN", help="Where a seed's field is found: --map instruction=task"),
+]
+OnBad = Annotated[
+    str | None, typer.Option("--on-bad-seed", metavar="fail|skip", help="A row that is no seed: stop, or reject it.")
+]
+Form = Annotated[str | None, typer.Option("--format", "-f", metavar="FORMAT", help="messages, alpaca or sharegpt.")]
+LedgerOpt = Annotated[
+    str, typer.Option("--ledger", envvar="KDGEN_LEDGER", metavar="PATH", help="The file that keeps every paid reply.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest to stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]
+
+
+def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
+    def command(
+        seeds: Annotated[
+            str,
+            typer.Argument(
+                metavar="SEEDS",
+                help="A seed file (.jsonl, .json, .csv, .parquet), - for stdin, or a set that ships: general, code, math, documents.",
+            ),
+        ],
+        method: Method = default,
+        out: Out = "",
+        teacher: TeacherOpt = None,
+        set_: Set = None,
+        limit: Limit = None,
+        target: Target = None,
+        map_: Map = None,
+        on_bad_seed: OnBad = None,
+        format_: Form = None,
+        ledger: LedgerOpt = ".kdgen/ledger.db",
+        json_: AsJson = False,
+        quiet: Quiet = False,
+    ) -> None:
+        from kdgen.cli import work
+
+        name = work.recipe_of(verb, method)
+        work.make(
+            name, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
+            on_bad=on_bad_seed, form=format_, ledger=ledger, as_json=json_, quiet=quiet,
+        )  # fmt: skip
+
+    command.__doc__ = about
+    return command
+
+
+for _name, (_about, _default) in VERBS.items():
+    app.command(_name, help=_about)(_verb(_name, _about, _default))
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that ships.")],
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="SEEDS", help="Seeds instead of the recipe's own.")
+    ] = None,
+    out: Out = "",
+    teacher: TeacherOpt = None,
+    set_: Set = None,
+    limit: Limit = None,
+    target: Target = None,
+    map_: Map = None,
+    on_bad_seed: OnBad = None,
+    format_: Form = None,
+    ledger: LedgerOpt = ".kdgen/ledger.db",
+    json_: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the dataset of a recipe file."""
+    from kdgen.cli import work
+
+    work.make(
+        recipe, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
+        on_bad=on_bad_seed, form=format_, ledger=ledger, as_json=json_, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
+def check(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]…", help="Recipe files or names [all that ship].")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="SEEDS", help="Check these seeds with them.")] = None,
+    teacher: TeacherOpt = None,
+    set_: Set = None,
+) -> None:
+    """Say everything about recipes, prompts, seeds and teachers that can be known without sending."""
+    from kdgen.cli import work
+
+    work.check(recipes, seeds, teachers=teacher, sets=set_)
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context) -> None:
+    """List the recipes that ship, or print one to start your own from."""
+    if context.invoked_subcommand is None:
+        from kdgen.cli import work
+
+        work.list_recipes()
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a recipe, to save as a file of your own and change."""
+    from kdgen.cli import work
+
+    work.show_recipe(name)
+
+
+@teachers_app.callback(invoke_without_command=True)
+def teachers(context: typer.Context) -> None:
+    """List the teachers, or fetch a model for the embedded one."""
+    if context.invoked_subcommand is None:
+        from kdgen.cli import work
+
+        work.list_teachers()
+
+
+@teachers_app.command("pull")
+def teachers_pull(name: Annotated[str, typer.Argument(metavar="NAME")] = "qwen2.5-coder-0.5b") -> None:
+    """Fetch a model for the embedded teacher, check its digest and keep it in the cache."""
+    from kdgen.cli import work
+
+    work.pull(name)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from kdgen import __version__
+
+        typer.echo(f"kdgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that stand before any command."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line. A KdgenError prints its cause and hint and sets the exit code; a bug is a traceback."""
+    from kdgen.errors import KdgenError
+
+    try:
+        return app(arguments)
+    except KdgenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of stdout has gone; say so by the code that shells expect, without a traceback.
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,264 @@
+"""What the commands do, as plain functions."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from kdgen.card import card_of
+from kdgen.cli import VERBS
+from kdgen.config import Recipe, load_recipe
+from kdgen.errors import Interrupted, UserError
+from kdgen.export import FORMATS
+from kdgen.progress import watcher
+from kdgen.readers import spool_stdin
+from kdgen.resources import builtins, did_you_mean, package_file
+from kdgen.runner import Run
+from kdgen.seeds import FIELDS, scan
+from kdgen.store import Staging, Store
+from kdgen.teachers.ledger import Ledger
+
+
+def recipe_of(verb: str, method: str) -> str:
+    """The built-in recipe of a verb's method. Raises UserError that says what there is."""
+    known = [name.removeprefix(f"{verb}/") for name in builtins("configs") if name.startswith(f"{verb}/")]
+    if not known:
+        have = ", ".join(f"{verb} ({', '.join(methods)})" for verb, methods in _methods().items())
+        raise UserError(f"{verb!r} has no method in this version of kdgen", hint=f"there is: {have}")
+    if method not in known:
+        hint = did_you_mean(method, known) or f"{verb} has: {', '.join(known)}"
+        raise UserError(f"{verb!r} has no method {method!r}", where="--method", hint=hint)
+    return f"{verb}/{method}"
+
+
+def _methods() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in builtins("configs"):
+        family, _, method = name.partition("/")
+        if family in VERBS:
+            found.setdefault(family, []).append(method)
+    return found
+
+
+def make(
+    name: str,
+    seeds: str | None,
+    *,
+    out: str,
+    teachers: Sequence[str] | None,
+    sets: Sequence[str] | None,
+    limit: int | None,
+    target: int | None,
+    columns: Sequence[str] | None,
+    on_bad: str | None,
+    form: str | None,
+    ledger: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Make a dataset: load, check, run, publish, print."""
+    if out == "-" and as_json:
+        raise UserError("-o - and --json both want stdout", hint="name a folder with -o DIR")
+    changes = _changes(seeds, limit=limit, target=target, columns=columns, on_bad=on_bad, form=form)
+    recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
+    path, spooled = _seed_file(recipe)
+    try:
+        assert recipe.seeds is not None
+        found = scan(recipe.seeds, path, name="stdin" if spooled else "")
+        book = Path(ledger)
+        if out == "-":
+            with tempfile.TemporaryDirectory(prefix="kdgen-") as folder:
+                staging = Staging(Path(folder))
+                asyncio.run(_run(recipe, path, found, book, staging, quiet))
+                with (Path(folder) / "data.jsonl").open("rb") as rows:
+                    shutil.copyfileobj(rows, sys.stdout.buffer)
+                    sys.stdout.buffer.flush()
+            return
+        store = Store(Path(out or f"out/{recipe.name}"))
+        with store.locked(), store.staging() as staging:
+            manifest = asyncio.run(_run(recipe, path, found, book, staging, quiet))
+            card = card_of(manifest, _first_row(staging.folder))
+            pretty = orjson.dumps(manifest, option=orjson.OPT_INDENT_2).decode() + "\n"
+            store.publish(staging, manifest["hashes"]["files"], pretty, card)
+    finally:
+        if spooled:
+            path.unlink(missing_ok=True)
+    if as_json:
+        print(pretty, end="")
+    if not quiet:
+        print(_last_words(manifest, store.folder), file=sys.stderr)
+
+
+async def _run(recipe: Recipe, path: Path, found: Any, ledger: Path, staging: Staging, quiet: bool) -> dict[str, Any]:
+    book = Ledger(ledger)
+    try:
+        run = Run(recipe, path, found, book, watcher(quiet))
+        loop = asyncio.get_running_loop()
+
+        def stop(name: str) -> None:
+            if run.halt.reason is not None:
+                loop.remove_signal_handler(signal.SIGINT)
+                return
+            run.halt.set(
+                Interrupted(
+                    f"interrupted by {name}; nothing was published",
+                    hint="what was paid is in the ledger: the same command goes on from here",
+                )
+            )
+            if not quiet:
+                print(f"{name}: stopping; replies on their way have {run.grace:g} s", file=sys.stderr)
+
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sign, stop, sign.name)
+        return await run.go(staging)
+    finally:
+        await book.close()
+
+
+def _changes(
+    seeds: str | None,
+    *,
+    limit: int | None,
+    target: int | None,
+    columns: Sequence[str] | None,
+    on_bad: str | None,
+    form: str | None,
+) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if seeds is not None:
+        known = (
+            seeds == "-" or seeds.startswith("package:") or (seeds in builtins("seeds") and not Path(seeds).exists())
+        )
+        changes["seeds.path"] = seeds if known else str(Path(seeds).absolute())
+    for pair in columns or ():
+        field, equals, column = pair.partition("=")
+        if not equals or field not in FIELDS:
+            hint = did_you_mean(field, FIELDS) or f"fields: {', '.join(FIELDS)}"
+            raise UserError(f"{pair!r} is not FIELD=COLUMN", where="--map", hint=hint)
+        changes[f"seeds.map.{field}"] = column
+    if on_bad is not None:
+        if on_bad not in ("fail", "skip"):
+            raise UserError(f"{on_bad!r} is neither fail nor skip", where="--on-bad-seed")
+        changes["seeds.on_bad"] = on_bad
+    if limit is not None:
+        changes["seeds.limit"] = limit
+    if target is not None:
+        changes["target"] = target
+    if form is not None:
+        if form not in FORMATS:
+            hint = did_you_mean(form, FORMATS) or f"one of {', '.join(FORMATS)}"
+            raise UserError(f"{form!r} is no format", where="--format", hint=hint)
+        changes["export.format"] = form
+    return changes
+
+
+def _seed_file(recipe: Recipe) -> tuple[Path, bool]:
+    """The file of a recipe's seeds, and whether it is a copy of stdin."""
+    spec = recipe.seeds
+    if spec is None:
+        raise UserError("the recipe names no seeds", where=recipe.name, hint="seeds: general, or --seeds FILE")
+    if spec.path == "-":
+        return spool_stdin(), True
+    if spec.path.startswith("package:"):
+        return package_file(spec.path, "seeds"), False
+    path = builtins("seeds").get(spec.path, Path(spec.path))
+    if not path.is_file():
+        hint = did_you_mean(Path(spec.path).stem, builtins("seeds"))
+        raise UserError(
+            "there is no such file", where=str(path), hint=hint or "sets that ship: " + ", ".join(builtins("seeds"))
+        )
+    return path, False
+
+
+def _first_row(folder: Path) -> dict[str, Any] | None:
+    with (folder / "data.jsonl").open("rb") as rows:
+        line = rows.readline()
+    row: dict[str, Any] | None = orjson.loads(line) if line else None
+    return row
+
+
+def _last_words(manifest: dict[str, Any], folder: Path) -> str:
+    counts, requests = manifest["counts"], manifest["requests"]
+    lines = [
+        f"{counts['rows']:,} rows in {folder}/data.jsonl "
+        f"(from {counts['seeds']:,} seeds, {counts['generated']:,} generated, {sum(counts['rejects'].values()):,} rejected)",
+        f"{requests['sent']:,} requests sent, {requests['from_ledger']:,} answered by the ledger, {requests['failed']:,} failed"
+        + (f", ${manifest['cost_usd']:.4f}" if manifest["cost_usd"] else ""),
+    ]
+    if counts["rejects"]:
+        most = sorted(counts["rejects"].items(), key=lambda pair: -pair[1])[:6]
+        lines.append("rejected: " + ", ".join(f"{count} {reason}" for reason, count in most))
+    if manifest["target"] and manifest["stopped"] != "target":
+        lines.append(f"stopped before the target of {manifest['target']}: {STOPS[manifest['stopped']]}")
+    return "\n".join(lines + [f"note: {notice}" for notice in manifest["notices"]])
+
+
+STOPS = {
+    "seeds": "the seeds are used up",
+    "candidate_cap": "the cap on candidates is met (stages.N.max_candidates)",
+    "dry": "two rounds in a row added nothing new",
+    "rounds": "all rounds are done",
+}
+
+
+def check(
+    names: Sequence[str] | None, seeds: str | None, *, teachers: Sequence[str] | None, sets: Sequence[str] | None
+) -> None:
+    """Load and check recipes and their seeds; one line each on stdout."""
+    changes = _changes(seeds, limit=None, target=None, columns=None, on_bad=None, form=None)
+    for name in names or list(builtins("configs")):
+        recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
+        said = f"{len(recipe.stages)} stages, teachers: " + ", ".join(
+            f"{role} = {spec.label}" for role, spec in recipe.teachers.items()
+        )
+        if recipe.seeds is not None and recipe.seeds.path != "-":
+            path, _ = _seed_file(recipe)
+            found = scan(recipe.seeds, path)
+            said += f", {found.rows:,} seeds" + (f" ({len(found.bad)} not usable)" if found.bad else "")
+        print(f"ok  {name}: {said}")
+        for role, spec in recipe.teachers.items():
+            for need in spec.needs():
+                print(f"    {role}: {need}")
+
+
+def list_recipes() -> None:
+    """One line a recipe."""
+    for name in builtins("configs"):
+        recipe = load_recipe(name)
+        print(f"{name:24} {recipe.about}")
+
+
+def show_recipe(name: str) -> None:
+    """The recipe's file, as it ships."""
+    known = builtins("configs")
+    if name not in known:
+        raise UserError(f"no recipe is named {name!r}", hint=did_you_mean(name, known) or "kdgen recipes lists them")
+    print(known[name].read_text(encoding="utf-8"), end="")
+
+
+def list_teachers() -> None:
+    """The providers, and the models of the embedded teacher."""
+    from kdgen.teachers.models import MODELS, find
+
+    print("openai:MODEL             OpenAI, with OPENAI_API_KEY")
+    print("openai:MODEL@BASE_URL    any compatible server")
+    print("scripted:FILE            replies from a file")
+    print("local:PATH.gguf          a model of your own, in this process")
+    for name, model in MODELS.items():
+        state = "in the cache" if find(name) else f"{model.size / 1e6:,.0f} MB, kdgen teachers pull {name}"
+        print(f"local:{name:18} {model.licence}, {model.origin} ({state})")
+
+
+def pull(name: str) -> None:
+    """Fetch a model into the cache and print its path."""
+    from kdgen.teachers.models import pull as fetch
+
+    print(fetch(name, lambda line: print(line, file=sys.stderr)))

@@ -1,0 +1,148 @@
+"""A recipe: one YAML file that says everything about a dataset, and how it is loaded, changed and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from kdgen.dedupe import AnyDedupe
+from kdgen.errors import UserError
+from kdgen.export import AnyFormat, Messages
+from kdgen.filters import AnyFilter
+from kdgen.prompts import Prompt
+from kdgen.record import Frozen, digest
+from kdgen.resources import builtins, find
+from kdgen.seeds import Seeds
+from kdgen.stages import AnyStage
+from kdgen.teachers import AnyTeacher, parse_spec
+from kdgen.teachers.base import Params
+from kdgen.teachers.bill import Budget
+from kdgen.yamls import Source, explain, load_yaml, parse_value
+
+TRANSPORT = {"concurrency", "timeout", "attempts", "patience", "base_url", "api_key_env", "threads", "delay"}
+OWN_FIELDS = {*Params.model_fields, "concurrency", "timeout", "attempts", "patience", "on_cut", "unsupported"}
+
+
+def _seeds(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class Recipe(Frozen):
+    """Everything about one dataset. A verb is a built-in recipe with its seeds filled in."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    about: str = ""
+    paper: str = ""
+    seeds: Annotated[Seeds | None, BeforeValidator(_seeds)] = None
+    teachers: dict[str, AnyTeacher]
+    stages: tuple[AnyStage, ...] = Field(min_length=1)
+    filters: tuple[AnyFilter, ...] = ()
+    dedupe: tuple[AnyDedupe, ...] = ()
+    export: AnyFormat = Messages()
+    budget: Budget = Budget()
+    target: int | None = Field(None, ge=1)
+    seed: int = 0
+
+    def prompts(self) -> Iterator[Prompt]:
+        """Every prompt that a stage holds."""
+        for stage in self.stages:
+            yield from (prompt for _, prompt in stage.prompts())
+
+    @property
+    def digest(self) -> str:
+        """Stands for all that can change a row: prompts by their text, transport left out."""
+        teachers = {
+            role: {name: value for name, value in spec.model_dump(mode="json").items() if name not in TRANSPORT}
+            for role, spec in self.teachers.items()
+        }
+        texts = [prompt.digest for prompt in self.prompts()]
+        rest = self.model_dump(mode="json", exclude={"about", "paper", "teachers", "seeds", "budget"})
+        return digest(rest, teachers, texts)
+
+    def check(self, where: str) -> None:
+        """Raise UserError for everything that can be known to be wrong without seeds and without sending."""
+        for number, stage in enumerate(self.stages):
+            at = f"{where}: stages.{number}"
+            for role in sorted(stage.roles):
+                if role not in self.teachers:
+                    raise UserError(
+                        f"stage {stage.name} asks {role!r}, which is no teacher of this recipe",
+                        where=at,
+                        hint=f"teachers has: {', '.join(self.teachers)}",
+                    )
+                self.teachers[role].settle(stage.params, f"{at} asking {role}")
+            stage.check(at)
+        asked = {role for stage in self.stages for role in stage.roles}
+        for role, spec in self.teachers.items():
+            if role not in asked:
+                raise UserError(f"no stage asks the teacher {role!r}", where=f"{where}: teachers.{role}")
+            spec.check()
+
+
+def load_recipe(
+    name: str,
+    *,
+    sets: Sequence[str] = (),
+    teachers: Sequence[str] = (),
+    changes: dict[str, Any] | None = None,
+) -> Recipe:
+    """Load a built-in by name or a file by path, with `--set key.path=value`, `--teacher` and a verb's `changes`.
+
+    Raises UserError with file and line, or with the option, for whatever is wrong.
+    """
+    path = find("configs", name, Path.cwd())
+    source = load_yaml(path)
+    for spec in teachers:
+        _set_teacher(source, spec)
+    for key, value in (changes or {}).items():
+        source.set(key.split("."), value, "the command line")
+    for assignment in sets:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise UserError(f"{assignment!r} is not key.path=value", where="--set", hint="--set stages.0.rounds=3")
+        source.set(key.split("."), parse_value(text, f"--set {key}"), f"--set {key}")
+    _anchor(source.tree, path.parent)
+    try:
+        recipe = Recipe.model_validate(source.tree, context={"base": path.parent})
+    except ValidationError as error:
+        raise explain(error, source, Recipe) from None
+    recipe.check(str(path))
+    return recipe
+
+
+def _set_teacher(source: Source, spec: str) -> None:
+    """`--teacher [ROLE=]SPEC`: another teacher in a role, with the role's sampling parameters kept."""
+    role, equals, rest = spec.partition("=")
+    role, spec = (role, rest) if equals and role.isidentifier() else ("teacher", spec)
+    known = source.tree.get("teachers") or {}
+    if role not in known:
+        hint = f"the recipe has: {', '.join(known)}"
+        raise UserError(f"the recipe has no role {role!r}", where="--teacher", hint=hint)
+    kept = {name: value for name, value in (known[role] or {}).items() if name in OWN_FIELDS}
+    new = parse_spec(spec)
+    if new["provider"] != known[role].get("provider"):
+        kept.pop("concurrency", None)
+    if new["provider"] == "scripted":
+        new["path"] = str(Path(new["path"]).absolute())
+    if new["provider"] == "local" and new.get("model", "").endswith(".gguf"):
+        new["model"] = str(Path(new["model"]).expanduser().absolute())
+    source.set(["teachers", role], kept | new, "--teacher")
+
+
+def _anchor(tree: dict[str, Any], base: Path) -> None:
+    """Make the file paths of seeds and teachers absolute: in a recipe they are relative to it."""
+    teachers = tree.get("teachers")
+    for spec in teachers.values() if isinstance(teachers, dict) else ():
+        if not isinstance(spec, dict):
+            continue
+        for field, isfile in (("path", True), ("model", str(spec.get("model", "")).endswith(".gguf"))):
+            if isfile and isinstance(spec.get(field), str):
+                spec[field] = str(base / Path(spec[field]).expanduser())
+    seeds = tree.get("seeds")
+    path = seeds.get("path") if isinstance(seeds, dict) else seeds
+    if isinstance(path, str) and path != "-" and not path.startswith("package:") and path not in builtins("seeds"):
+        path = str(base / Path(path).expanduser())
+        tree["seeds"] = {**seeds, "path": path} if isinstance(seeds, dict) else path

@@ -1,0 +1,14 @@
+"""The list of what a recipe's `export:` can be. A format's one verb is `row`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kdgen.export.chat import Alpaca, Messages, ShareGPT
+
+AnyFormat = Annotated[Messages | Alpaca | ShareGPT, Field(discriminator="format")]
+FORMATS = ("messages", "alpaca", "sharegpt")
+
+__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "ShareGPT"]

@@ -1,0 +1,90 @@
+"""Supervised fine-tuning rows: chat messages, Alpaca, ShareGPT."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from kdgen.record import Frozen, Record
+
+
+class Format(Frozen):
+    """Base of the formats.
+
+    `reasoning`: `drop` leaves it out; `fold` writes it before the answer ("…\\n\\nAnswer: …"); `think` wraps it in
+    think tags; `apart` gives it a field of its own where the format has one. `system: drop` erases the system
+    message (Orca 2's prompt erasing).
+    """
+
+    format: str
+    reasoning: Literal["drop", "fold", "think", "apart"] = "drop"
+    system: Literal["keep", "drop"] = "keep"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """The row that trainers read, or None where the record has no place in this format."""
+        raise NotImplementedError
+
+    def answer(self, record: Record) -> str:
+        """The output, with its reasoning as `reasoning` says."""
+        if record.reasoning and self.reasoning == "fold":
+            return f"{record.reasoning}\n\nAnswer: {record.output}"
+        if record.reasoning and self.reasoning == "think":
+            return f"<think>\n{record.reasoning}\n</think>\n\n{record.output}"
+        return record.output
+
+
+class Messages(Format):
+    """`{"messages": [{"role", "content"}, …]}`: TRL, Axolotl, LLaMA-Factory, OpenAI."""
+
+    format: Literal["messages"] = "messages"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """System, history, task, answer."""
+        if not record.instruction or not record.output:
+            return None
+        turns: list[dict[str, str]] = []
+        if record.system and self.system == "keep":
+            turns.append({"role": "system", "content": record.system})
+        turns += [{"role": turn.role, "content": turn.content} for turn in record.history]
+        turns.append({"role": "user", "content": record.task})
+        last = {"role": "assistant", "content": self.answer(record)}
+        if record.reasoning and self.reasoning == "apart":
+            last["reasoning_content"] = record.reasoning
+        return {"messages": [*turns, last]}
+
+
+class Alpaca(Format):
+    """`{"instruction", "input", "output"[, "system"][, "history": [[user, assistant], …]]}`."""
+
+    format: Literal["alpaca"] = "alpaca"
+    reasoning: Literal["drop", "fold", "think"] = "drop"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """The record's own fields."""
+        if not record.instruction or not record.output:
+            return None
+        row: dict[str, Any] = {"instruction": record.instruction, "input": record.input, "output": self.answer(record)}
+        if record.system and self.system == "keep":
+            row["system"] = record.system
+        if record.history:
+            said = [turn.content for turn in record.history]
+            row["history"] = [list(pair) for pair in zip(said[::2], said[1::2], strict=False)]
+        return row
+
+
+class ShareGPT(Format):
+    """`{"conversations": [{"from": "human" | "gpt", "value"}, …][, "system"]}`."""
+
+    format: Literal["sharegpt"] = "sharegpt"
+    reasoning: Literal["drop", "fold", "think"] = "drop"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """History, task, answer."""
+        if not record.instruction or not record.output:
+            return None
+        names = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
+        turns = [{"from": names[turn.role], "value": turn.content} for turn in record.history]
+        turns += [{"from": "human", "value": record.task}, {"from": "gpt", "value": self.answer(record)}]
+        row: dict[str, Any] = {"conversations": turns}
+        if record.system and self.system == "keep":
+            row["system"] = record.system
+        return row

@@ -1,0 +1,13 @@
+"""The list of what a recipe's `filters:` can hold. A filter's one verb is `reject`: the reason, or keep."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kdgen.filters.text import Dangling, Echo, Length, Pattern, Refusal
+
+AnyFilter = Annotated[Length | Pattern | Refusal | Echo | Dangling, Field(discriminator="filter")]
+
+__all__ = ["AnyFilter", "Dangling", "Echo", "Length", "Pattern", "Refusal"]

@@ -1,0 +1,136 @@
+"""Filters that look at one record's text."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from kdgen.parse import words
+from kdgen.record import Frozen, Record
+
+TextField = Literal["instruction", "input", "output", "reasoning", "text", "task"]
+_regex = lru_cache(maxsize=256)(re.compile)
+
+
+class Filter(Frozen):
+    """Base of the filters."""
+
+    filter: str
+
+    def reject(self, record: Record) -> str | None:
+        """Why the record ends here, as `reason` or `reason: detail`, or None to keep it."""
+        raise NotImplementedError
+
+
+class Length(Filter):
+    """Words of a field, counted as runs between spaces."""
+
+    filter: Literal["length"] = "length"
+    field: TextField = "output"
+    min_words: int = Field(1, ge=0)
+    max_words: int | None = Field(None, ge=1)
+
+    def reject(self, record: Record) -> str | None:
+        """too_short or too_long."""
+        count = len(str(getattr(record, self.field)).split())
+        if count < self.min_words:
+            return f"too_short: {self.field} has {count} words, {self.min_words} is the least"
+        if self.max_words is not None and count > self.max_words:
+            return f"too_long: {self.field} has {count} words, {self.max_words} is the most"
+        return None
+
+
+class Pattern(Filter):
+    """A field that matches (or, with `keep`, does not match) any of some regular expressions."""
+
+    filter: Literal["pattern"] = "pattern"
+    field: TextField = "instruction"
+    patterns: tuple[str, ...] = Field(min_length=1)
+    keep: bool = False
+    ignore_case: bool = True
+    reason: str = Field("pattern", pattern=r"^[a-z0-9_]+$")
+
+    @field_validator("patterns")
+    @classmethod
+    def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return value
+
+    def reject(self, record: Record) -> str | None:
+        """`reason`, with the text that matched."""
+        text = str(getattr(record, self.field))
+        flags = re.I if self.ignore_case else 0
+        for pattern in self.patterns:
+            if found := _regex(pattern, flags).search(text):
+                return None if self.keep else f"{self.reason}: {self.field} has {found.group(0)[:80]!r}"
+        return f"{self.reason}: {self.field} matches none of {len(self.patterns)} patterns" if self.keep else None
+
+
+REFUSALS = re.compile(
+    r"\b(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:can(?:not|'t)|won't) (?:help|assist|fulfil|comply|provide|complete|do that)|"
+    r"as an? (?:AI|artificial intelligence|(?:large )?language model)\b|I do(?:n't| not) have (?:access|the ability|personal))",
+    re.I,
+)
+
+
+class Refusal(Filter):
+    """An output that declines the task, or speaks of being an AI, within its first `within` characters."""
+
+    filter: Literal["refusal"] = "refusal"
+    within: int = Field(200, ge=1)
+
+    def reject(self, record: Record) -> str | None:
+        """refusal, with the words that gave it away."""
+        found = REFUSALS.search(record.output.replace("’", "'")[: self.within])
+        return f"refusal: {found.group(0)!r}" if found else None
+
+
+class Echo(Filter):
+    """An output that only says the task again."""
+
+    filter: Literal["echo"] = "echo"
+
+    def reject(self, record: Record) -> str | None:
+        """echo."""
+        said = words(record.output)
+        asked = {tuple(words(text)) for text in (record.instruction, record.input, record.task)}
+        return "echo: the output repeats the task" if said and tuple(said) in asked else None
+
+
+POINTS = re.compile(
+    r"\b(?:(?:the |this |that )?(?:following|given|provided|attached|above|below)\b|(?:this|these|those|that) (?:\w+ )?"
+    r"(?:text|passage|paragraph|sentences?|article|story|poem|table|list|code|function|email|image|picture|data|"
+    r"dataset|document|conversation|statement|numbers?|words?)\b)",
+    re.I,
+)
+
+
+class Dangling(Filter):
+    """A task that points to material ("the following text") that it does not bring along.
+
+    Material counts as brought when the record has an input, or when the instruction goes on for
+    `min_words` words after the pointer, past a colon, a line break or an opening quote.
+    """
+
+    filter: Literal["dangling"] = "dangling"
+    min_words: int = Field(1, ge=1)
+
+    def reject(self, record: Record) -> str | None:
+        """dangling, with the pointer."""
+        if record.input:
+            return None
+        found = POINTS.search(record.instruction)
+        if not found:
+            return None
+        rest = record.instruction[found.end() :]
+        brought = re.search(r"[:\n\"“'`(\[{]\s*(.+)", rest, re.S)
+        if brought and len(brought.group(1).split()) >= self.min_words:
+            return None
+        return f"dangling: {found.group(0)!r} with nothing given"

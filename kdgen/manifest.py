@@ -1,0 +1,118 @@
+"""What a run says about itself: the counts as it goes, the manifest and the card at its end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kdgen import __version__
+from kdgen.record import Record, Row
+from kdgen.teachers.bill import Bill, Sum
+from kdgen.teachers.prices import price_of
+
+if TYPE_CHECKING:
+    from kdgen.runner import Run
+
+
+@dataclass
+class Tally:
+    """Where every record went. `stopped` says why the run ended: seeds, target, rounds, candidate_cap or dry."""
+
+    seeds: int = 0
+    generated: int = 0
+    rows: int = 0
+    demonstrations: int = 0
+    stopped: str = "seeds"
+    rejects: Counter[str] = field(default_factory=Counter)
+    stage_rejects: Counter[str] = field(default_factory=Counter)
+    stages: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def passed(self, stage: str, taken: int, rows: Iterable[Row]) -> None:
+        """Count one job of a stage: what it took, passed on and rejected."""
+        counts = self.stages.setdefault(stage, Counter())
+        counts["in"] += taken
+        for row in rows:
+            counts["out" if isinstance(row, Record) else "rejects"] += 1
+
+    def balance(self) -> None:
+        """Raise AssertionError where a record was lost: seeds + generated = rows + rejects + demonstrations."""
+        came, went = self.seeds + self.generated, self.rows + self.rejects.total() + self.demonstrations
+        if came != went:
+            raise AssertionError(f"{came} records came and {went} went: {self}")
+
+
+def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, Any]:
+    """The manifest. `requests`, `tokens` and `cost_usd` are this run's; `dataset` is the same of every reply behind the rows."""
+    recipe, bill, tally = run.recipe, run.bill, run.tally
+    assert recipe.seeds is not None
+    known = all(price_of(spec) is not None for spec in recipe.teachers.values())
+    everything = [*bill.paid.values(), *bill.replay.values()]
+    return {
+        "kdgen": __version__,
+        "name": recipe.name,
+        "about": recipe.about,
+        "counts": {
+            "seeds": tally.seeds,
+            "generated": tally.generated,
+            "rows": tally.rows,
+            "rejects": dict(sorted(tally.rejects.items())),
+            "demonstrations": tally.demonstrations,
+        },
+        "stages": {
+            name: {key: counts[key] for key in ("in", "out", "rejects")} for name, counts in tally.stages.items()
+        },
+        "target": recipe.target,
+        "stopped": tally.stopped,
+        "requests": {
+            "sent": bill.requests,
+            "from_ledger": bill.from_ledger,
+            "failed": bill.failures,
+            "maybe_billed": bill.maybe_billed + run.ledger.orphans,
+        },
+        "tokens": _tokens(bill.paid.values()),
+        "cost_usd": round(bill.usd, 6) if known else None,
+        "dataset": {
+            "replies": sum(part.replies for part in everything),
+            "tokens": _tokens(everything),
+            "cost_usd": round(sum(part.usd for part in everything), 6) if known else None,
+        },
+        "teachers": {role: _teacher(run, role, bill) for role in recipe.teachers},
+        "notices": run.notices,
+        "hashes": {
+            "recipe": recipe.digest,
+            "prompts": {prompt.name: prompt.digest for prompt in recipe.prompts()},
+            "seeds": {recipe.seeds.path.rsplit("/", 1)[-1]: run.scan.sha256},
+            "files": files,
+        },
+        "started": _clock(started),
+        "seconds": round(time.time() - started, 3),
+    }
+
+
+def _tokens(parts: Iterable[Sum]) -> dict[str, int]:
+    parts = list(parts)
+    return {
+        "input": sum(part.input for part in parts),
+        "cached_input": sum(part.cached_input for part in parts),
+        "output": sum(part.output for part in parts),
+    }
+
+
+def _teacher(run: Run, role: str, bill: Bill) -> dict[str, Any]:
+    spec = run.recipe.teachers[role]
+    paid, replay = bill.paid.get(spec.label, Sum()), bill.replay.get(spec.label, Sum())
+    return {
+        "label": spec.label,
+        "params": spec.given(),
+        "stages": {step.stage.name: step.params[role].given() for step in run.steps if role in step.params},
+        **spec.origin(),
+        "paid": asdict(paid),
+        "from_ledger": asdict(replay),
+    }
+
+
+def _clock(when: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))

@@ -1,0 +1,158 @@
+"""Prompts are data: a file of front matter and strict, sandboxed Jinja, compiled once.
+
+A prompt file is
+
+    ---
+    about: what it asks for
+    variables:
+      instruction: the task
+    ---
+    [[system]]
+    You answer briefly.
+    [[user]]
+    {{ instruction }}
+
+What the text uses and what the front matter declares must agree, and the stage that owns the prompt
+must give what is declared; anything else is an error when the recipe loads. Seed text is only ever the
+value of a variable, never a template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+import yaml
+from pydantic import BeforeValidator, ValidationInfo
+
+from kdgen.errors import UserError
+from kdgen.record import Frozen, Message, digest
+from kdgen.resources import did_you_mean, find
+
+ROLE = re.compile(r"^\[\[(system|user|assistant)\]\][ \t]*$", re.M)
+HEAD = re.compile(r"\A---\r?\n(.*?)^---[ \t]*\r?\n", re.S | re.M)
+
+_jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
+)
+_compile = lru_cache(maxsize=None)(_jinja.from_string)
+
+
+class Turn(Frozen):
+    """One message of a prompt, as a template."""
+
+    role: str
+    template: str
+
+
+class Prompt(Frozen):
+    """A loaded prompt. `render` is pure: the same variables give the same messages."""
+
+    name: str
+    about: str
+    paper: str = ""
+    variables: dict[str, str]
+    turns: tuple[Turn, ...]
+
+    @property
+    def digest(self) -> str:
+        """Stands for the prompt's text; its name and description do not count."""
+        return digest([[turn.role, turn.template] for turn in self.turns])
+
+    def render(self, variables: dict[str, Any], history: Sequence[Message] = ()) -> list[dict[str, str]]:
+        """The messages to send; `history` stands between the system message and the rest.
+
+        Raises UserError where a template fails on its variables. A message that renders to nothing is left out.
+        """
+        messages: list[dict[str, str]] = []
+        placed = not history
+        for turn in self.turns:
+            if not placed and turn.role != "system":
+                messages += [{"role": message.role, "content": message.content} for message in history]
+                placed = True
+            try:
+                content = _compile(turn.template).render(variables).strip()
+            except jinja2.TemplateError as error:
+                raise UserError(f"the prompt cannot be rendered: {error}", where=self.name) from None
+            if content:
+                messages.append({"role": turn.role, "content": content})
+        return messages
+
+    def expect(self, given: Iterable[str], where: str) -> None:
+        """Raise UserError where the prompt declares a variable that its stage does not give."""
+        given = set(given)
+        for name in self.variables:
+            if name not in given:
+                hint = did_you_mean(name, given) or f"the stage gives: {', '.join(sorted(given))}"
+                raise UserError(f"the prompt asks for {name!r}, which this stage does not give", where=where, hint=hint)
+
+
+def load_prompt(path: Path, name: str = "") -> Prompt:
+    """Read a prompt file. Raises UserError with file and line for what is wrong with it."""
+    try:
+        source = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the prompt: {error}", where=str(path)) from None
+    head = HEAD.match(source)
+    if not head:
+        raise UserError(
+            "a prompt begins with front matter",
+            where=f"{path}:1",
+            hint="--- / about: … / variables: {instruction: …} / ---",
+        )
+    try:
+        front = yaml.safe_load(head.group(1)) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"the front matter is not YAML: {error}", where=str(path)) from None
+    front = front if isinstance(front, dict) else {}
+    for key in front:
+        if key not in ("about", "paper", "variables"):
+            hint = did_you_mean(str(key), ["about", "paper", "variables"])
+            raise UserError(f"unknown key {key!r} in the front matter", where=f"{path}:1", hint=hint)
+    variables = front.get("variables") or {}
+    if not isinstance(variables, dict):
+        raise UserError("variables is a mapping of name: meaning", where=str(path))
+    body, shift = source[head.end() :], source.count("\n", 0, head.end())
+    parts = ROLE.split(body)
+    if parts[0].strip() or len(parts) < 3:
+        raise UserError("the text begins with a line [[system]] or [[user]]", where=f"{path}:{shift + 1}")
+    turns = tuple(Turn(role=role, template=text.strip()) for role, text in zip(parts[1::2], parts[2::2], strict=True))
+    used: dict[str, int] = {}
+    try:
+        tree = _jinja.parse(body)
+        used = {name: _line(body, name) + shift for name in jinja2.meta.find_undeclared_variables(tree)}
+        for turn in turns:
+            _compile(turn.template)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"the template is broken: {error.message}", where=f"{path}:{error.lineno + shift}") from None
+    for variable, line in used.items():
+        if variable not in variables:
+            hint = did_you_mean(variable, variables) or "declare it under variables: in the front matter"
+            raise UserError(f"the prompt uses {variable!r} but does not declare it", where=f"{path}:{line}", hint=hint)
+    for variable in variables:
+        if variable not in used:
+            raise UserError(f"the prompt declares {variable!r} but never uses it", where=f"{path}:1")
+    about, paper = str(front.get("about", "")), str(front.get("paper", ""))
+    return Prompt(name=name or str(path), about=about, paper=paper, variables=variables, turns=turns)
+
+
+def _line(body: str, name: str) -> int:
+    found = re.search(rf"\b{re.escape(name)}\b", body)
+    return body.count("\n", 0, found.start()) + 1 if found else 1
+
+
+def _resolve(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str):
+        return value
+    base = (info.context or {}).get("base", Path())
+    return load_prompt(find("prompts", value, base), value)
+
+
+PromptFile = Annotated[Prompt, BeforeValidator(_resolve)]
+"""A recipe's `prompt:` — a built-in's name or a path relative to the recipe — loaded and checked."""

@@ -1,0 +1,135 @@
+"""The one row type, from seed to export, and the one way a row ends on the way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+
+class Frozen(BaseModel):
+    """Base of every piece: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Message(Frozen):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+def digest(*parts: object) -> str:
+    """20 hex digits (80 bits) that stand for `parts`: strings, numbers, lists or dicts of them."""
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]
+
+
+class Record(Frozen):
+    """A row and everything that made it.
+
+    `instruction`, `input`, `output` are the task and its answer; `history` and `system` come before
+    the instruction in a conversation; `text` is a document; `reasoning` is kept apart from `output`.
+    `seeds` are the ids of the seeds this row depends on, `parents` the records it was made from,
+    `calls` the ledger keys of the replies behind it, and `writers` says which teacher wrote which field.
+    `meta` belongs to methods, `extra` to the user (columns carried along untouched).
+    """
+
+    id: str
+    instruction: str = ""
+    input: str = ""
+    output: str = ""
+    reasoning: str = ""
+    system: str = ""
+    history: tuple[Message, ...] = ()
+    text: str = ""
+    stage: str = "seed"
+    method: str = ""
+    seeds: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
+    writers: dict[str, str] = {}
+    finish: str = ""
+    meta: dict[str, JsonValue] = {}
+    extra: dict[str, JsonValue] = {}
+
+    @property
+    def task(self) -> str:
+        """The instruction with its input, as one text."""
+        return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+
+    def child(
+        self,
+        *,
+        stage: str,
+        method: str,
+        calls: Iterable[str] = (),
+        parents: Iterable[Record] | None = None,
+        writers: dict[str, str] | None = None,
+        meta: dict[str, JsonValue] | None = None,
+        **content: Any,
+    ) -> Record:
+        """A new record made from this one (or from `parents`), with its lineage and a derived id.
+
+        With `parents`, nothing but lineage is taken from them: the child is a new task. Without, the
+        child is this record with `content` changed, and the user's extra columns stay with it.
+        """
+        made_from = (self,) if parents is None else tuple(parents)
+        calls = tuple(calls)
+        own = dict.fromkeys(call for parent in made_from for call in parent.calls) if parents is None else {}
+        fields: dict[str, Any] = {} if parents is not None else dict(self)
+        fields |= content
+        fields |= {
+            "stage": stage,
+            "method": method,
+            "seeds": tuple(dict.fromkeys(seed for parent in made_from for seed in parent.seeds)),
+            "parents": tuple(parent.id for parent in made_from),
+            "calls": (*own, *calls),
+            "writers": {**fields.get("writers", {}), **(writers or {})},
+            "meta": {**fields.get("meta", {}), **(meta or {})},
+            "id": digest(stage, method, [parent.id for parent in made_from], calls, content, meta or {}),
+        }
+        return Record.model_construct(**fields)
+
+    def sibling(self, *, stage: str, method: str, calls: tuple[str, ...], **changes: Any) -> Record:
+        """A record made by this job of a pool: the job's own parents and seeds stand behind it."""
+        made = digest(stage, method, self.id, calls, changes)
+        return Record(
+            id=made, seeds=self.seeds, parents=self.parents, stage=stage, method=method, calls=calls, **changes
+        )
+
+    def rejected(self, stage: str, reason: str, detail: str = "") -> Reject:
+        """This record's row in rejects.jsonl."""
+        return Reject(
+            id=self.id,
+            stage=stage,
+            reason=reason,
+            detail=detail,
+            instruction=self.instruction,
+            input=self.input,
+            output=self.output,
+            seeds=self.seeds,
+            parents=self.parents,
+            calls=self.calls,
+        )
+
+
+class Reject(Frozen):
+    """A row that ended on the way: where, why, and what it was."""
+
+    id: str
+    stage: str
+    reason: str
+    detail: str = ""
+    instruction: str = ""
+    input: str = ""
+    output: str = ""
+    seeds: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
+
+
+Row = Record | Reject

@@ -1,0 +1,349 @@
+"""The whole flow of a run; the only module that knows it.
+
+seeds → plan → ask (prompt, request, ledger or wire, reply) → rows → filters → dedupe → export → publish.
+Stages that look at one record at a time chain per record with no barrier between them; a stage that
+grows a pool waits for what comes before it and hands on what each round adds. With a target, records
+flow in waves of as many as are still missing, so nothing is asked that no row needs, and what is asked
+does not depend on timing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from kdgen.aio import ordered, stream
+from kdgen.config import Recipe
+from kdgen.dedupe import RougeIndex
+from kdgen.dedupe.exact import Index
+from kdgen.errors import Rejected
+from kdgen.filters import AnyFilter
+from kdgen.manifest import Tally, manifest_of
+from kdgen.prompts import Prompt
+from kdgen.record import Message, Record, Reject, Row
+from kdgen.seeds import Scan, read
+from kdgen.stages import AnyStage, Draw, Pool, PoolStage
+from kdgen.store import Staging
+from kdgen.teachers.base import Call, Params, Reply
+from kdgen.teachers.bill import Bill
+from kdgen.teachers.dispatch import Dispatch, Halt
+from kdgen.teachers.ledger import Ledger
+
+DRY_ROUNDS = 2
+CANDIDATES_PER_TARGET = 20
+LEAST_CALLS, TARGET_PART = 4, 32
+
+
+class Watch(Protocol):
+    """Who looks on while a run goes."""
+
+    def start(self, total: int | None) -> None:
+        """A run begins; `total` rows are expected, where that is known."""
+
+    def tick(self, tally: Tally, bill: Bill) -> None:
+        """One row or reject was written, or a round ended."""
+
+    def done(self) -> None:
+        """The run is over, well or not."""
+
+
+@dataclass
+class Step:
+    """A stage in its place, with the parameters settled for each role that it asks."""
+
+    stage: AnyStage
+    params: dict[str, Params]
+    draw: Draw
+    place: int
+
+
+class JobAsk:
+    """The `ask` of one job; it remembers the calls that were made."""
+
+    __slots__ = ("_run", "_step", "calls")
+
+    def __init__(self, run: Run, step: Step) -> None:
+        self._run = run
+        self._step = step
+        self.calls: list[str] = []
+
+    async def __call__(
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        to: str | None = None,
+        nth: int = 0,
+        schema: type[BaseModel] | None = None,
+        history: Sequence[Message] = (),
+        partial: bool = False,
+        **variables: Any,
+    ) -> Reply:
+        """See `stages.base.Ask`."""
+        role = to or self._step.stage.to
+        dispatch = self._run.teachers[role]
+        params = self._step.params[role]
+        messages = prompt.render(variables, history)
+        shape = schema.model_json_schema() if schema else None
+        reply = await self._complete(dispatch, Call(messages, params, shape, nth))
+        if reply.finish == "length" and not partial and dispatch.spec.on_cut == "retry" and params.max_tokens:
+            wider = Params(max_tokens=2 * params.max_tokens).over(params)
+            reply = await self._complete(dispatch, Call(messages, wider, shape, nth))
+        match reply.finish:
+            case "length" if not partial:
+                raise Rejected("cut", f"the reply was cut at {params.max_tokens or 'the endpoint’s'} tokens")
+            case "refusal":
+                raise Rejected("refused", reply.detail or reply.text[:200])
+            case "filter":
+                raise Rejected("filtered", "the provider's content filter ended the reply")
+            case "tool":
+                raise Rejected("tool_call", "the reply is a tool call")
+        return reply
+
+    async def _complete(self, dispatch: Dispatch, call: Call) -> Reply:
+        request = dispatch.spec.request(call)
+        self.calls.append(request.key)
+        return await dispatch.complete(request)
+
+
+@dataclass
+class Run:
+    """One run of a recipe over scanned seeds. `go` writes to a staging folder and returns the manifest."""
+
+    recipe: Recipe
+    seeds: Path
+    scan: Scan
+    ledger: Ledger
+    watch: Watch
+    grace: float = 5.0
+    halt: Halt = field(default_factory=Halt)
+    tally: Tally = field(default_factory=Tally)
+    teachers: dict[str, Dispatch] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.bill = Bill(self.recipe.budget)
+        self.halt.grace = self.grace
+        self.notices: list[str] = []
+        self.steps = [self._step(place, stage) for place, stage in enumerate(self.recipe.stages)]
+        for role, spec in self.recipe.teachers.items():
+            self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt)
+        self.window = max(64, 2 * sum(spec.concurrency for spec in self.recipe.teachers.values()))
+        self.indexes: list[Index] = [method.index() for method in self.recipe.dedupe]
+        self.seeded = [
+            (method, index)
+            for method, index in zip(self.recipe.dedupe, self.indexes, strict=True)
+            if method.against_seeds and any(step.stage.consumes for step in self.steps)
+        ]
+
+    def _step(self, place: int, stage: AnyStage) -> Step:
+        params = {}
+        for role in stage.roles:
+            params[role], dropped = self.recipe.teachers[role].settle(stage.params, f"stages.{place} asking {role}")
+            if dropped:
+                self.notices.append(f"{stage.name}: {role} does not take {', '.join(dropped)}; left out")
+        return Step(stage, params, Draw(self.recipe.seed, stage.name), place)
+
+    async def go(self, staging: Staging) -> dict[str, Any]:
+        """Run to the end. Raises the KdgenError that ended it early; nothing is published here."""
+        started = time.time()
+        pools = any(isinstance(step.stage, PoolStage) for step in self.steps)
+        self.watch.start(self.recipe.target or (None if pools else self.scan.rows))
+        try:
+            async with AsyncExitStack() as stack:
+                for dispatch in self.teachers.values():
+                    stack.push_async_callback(dispatch.close)
+                async with aclosing(self._flow(self.steps, self._seeds())) as rows:
+                    async for row in rows:
+                        self._sink(row, staging)
+                        self.watch.tick(self.tally, self.bill)
+        except asyncio.CancelledError:
+            self.halt.check()
+            raise
+        finally:
+            self.watch.done()
+        self.tally.balance()
+        return manifest_of(self, staging.close(), started)
+
+    def _sink(self, row: Row, staging: Staging) -> None:
+        """Filters, dedupe and export: the last hop of a record that came through every stage."""
+        if isinstance(row, Record):
+            reason = self._last_word(row)
+            exported = None if reason else self.recipe.export.row(row)
+            if exported is not None:
+                self.tally.rows += 1
+                staging.row(row, exported)
+                return
+            stage, why, detail = reason or ("export", "no_place_in_format", self.recipe.export.format)
+            row = row.rejected(stage, why, detail)
+        self.tally.rejects[row.reason] += 1
+        self.tally.stage_rejects[row.stage] += 1
+        staging.reject(row)
+
+    def _last_word(self, record: Record) -> tuple[str, str, str] | None:
+        if found := _filtered(self.recipe.filters, record):
+            return "filters", *found
+        for index in self.indexes:
+            if twin := index.seen(record):
+                return "dedupe", *_split(twin)
+        return None
+
+    async def _seeds(self) -> AsyncGenerator[Row, None]:
+        spec = self.recipe.seeds
+        assert spec is not None
+        for row in read(spec, self.seeds, self.scan):
+            self.tally.seeds += 1
+            yield row
+
+    async def _flow(self, steps: list[Step], source: AsyncIterator[Row]) -> AsyncGenerator[Row, None]:
+        """`source` through `steps`, rejects passed along in their places."""
+        head = next((n for n, step in enumerate(steps) if isinstance(step.stage, PoolStage)), len(steps))
+        if head == len(steps):
+            flow = self._waves(steps, source) if self.recipe.target else self._mapped(steps, source)
+        else:
+            flow = self._pooled(steps[head], self._mapped(steps[:head], source), steps[head + 1 :])
+        async with aclosing(flow) as rows:
+            async for row in rows:
+                yield row
+
+    async def _mapped(self, steps: list[Step], source: AsyncIterator[Row]) -> AsyncGenerator[Row, None]:
+        """Each record through all of `steps`, many at once, in order."""
+
+        async def chain(row: Row) -> list[Row]:
+            rows = [row]
+            for step in steps:
+                if len(rows) == 1:
+                    rows = await self._through(step, rows[0])
+                else:
+                    parts = await asyncio.gather(*(self._through(step, each) for each in rows))
+                    rows = [made for part in parts for made in part]
+            return rows
+
+        async with aclosing(ordered(source, chain, window=self.window, grace=self.grace + 1)) as results:
+            async for rows in results:
+                for row in rows:
+                    yield row
+
+    async def _through(self, step: Step, row: Row) -> list[Row]:
+        if isinstance(row, Reject):
+            return [row]
+        rows: list[Row] = []
+        for job in step.stage.plan((row,), 0, step.draw):
+            rows += await self._job(step, job)
+        self.tally.generated += len(rows) if step.stage.consumes else len(rows) - 1
+        self.tally.demonstrations += step.stage.consumes
+        self.tally.passed(step.stage.name, 1, rows)
+        return rows
+
+    async def _job(self, step: Step, job: Record) -> list[Row]:
+        ask = JobAsk(self, step)
+        try:
+            return await step.stage.run(job, ask)
+        except Rejected as fate:
+            lost = job.rejected(step.stage.name, fate.reason, fate.detail)
+            return [lost.model_copy(update={"calls": (*lost.calls, *ask.calls)})]
+
+    async def _waves(self, steps: list[Step], source: AsyncIterator[Row]) -> AsyncGenerator[Row, None]:
+        """`source` until the target is met: each wave takes as many records as rows are missing."""
+        target = self.recipe.target or 0
+
+        more = True
+
+        async def take(count: int) -> AsyncIterator[Row]:
+            nonlocal more
+            for _ in range(count):
+                try:
+                    yield await anext(source)
+                except StopAsyncIteration:
+                    more = False
+                    return
+
+        while more and self.tally.rows < target:
+            async with aclosing(self._mapped(steps, take(target - self.tally.rows))) as rows:
+                async for row in rows:
+                    yield row
+        self.tally.stopped = "target" if self.tally.rows >= target else self.tally.stopped
+
+    async def _pooled(self, step: Step, source: AsyncIterator[Row], rest: list[Step]) -> AsyncGenerator[Row, None]:
+        """The rounds of a pool stage, what each adds flowing on through `rest`."""
+        stage = step.stage
+        assert isinstance(stage, PoolStage)
+        seeds: list[Record] = []
+        async for row in source:
+            if isinstance(row, Record):
+                seeds.append(row)
+            else:
+                yield row
+        self.tally.demonstrations += len(seeds)
+        novelty = RougeIndex(stage.novelty) if stage.novelty is not None else None
+        for record in seeds:
+            if novelty:
+                novelty.add(record)
+            for _, index in self.seeded:
+                index.seen(record)
+        target = self.recipe.target
+        calls = stage.calls or max(LEAST_CALLS, (target or 0) // TARGET_PART)
+        cap = stage.max_candidates or (CANDIDATES_PER_TARGET * target if target else None)
+        human, made, candidates, dry = Pool(seeds), Pool(), 0, 0
+        for number in range(stage.rounds if target is None else 1 << 30):
+            jobs = list(stage.plan_pool(human, made, number, calls, step.draw))
+            fresh: list[Record] = []
+            async with aclosing(
+                ordered(stream(jobs), lambda job: self._job(step, job), window=self.window, grace=self.grace + 1)
+            ) as results:
+                async for rows in results:
+                    candidates += len(rows)
+                    self.tally.generated += len(rows)
+                    judged = [self._admitted(row, stage, novelty) for row in rows]
+                    self.tally.passed(stage.name, 1, judged)
+                    fresh += [row for row in judged if isinstance(row, Record)]
+                    for row in judged:
+                        if isinstance(row, Reject):
+                            yield row
+            made.extend(fresh)
+            dry = 0 if fresh else dry + 1
+            waiting: Iterator[Row] = iter(fresh)
+            async with aclosing(self._flow(rest, stream(waiting))) as flow:
+                async for row in flow:
+                    yield row
+            for row in waiting:
+                assert isinstance(row, Record)
+                yield row.rejected(stage.name, "over_target", f"{target} rows were accepted before it was needed")
+            if target is not None and self.tally.rows >= target:
+                self.tally.stopped = "target"
+                return
+            if cap is not None and candidates >= cap:
+                self.tally.stopped = "candidate_cap"
+                return
+            if dry >= DRY_ROUNDS:
+                self.tally.stopped = "dry"
+                return
+        self.tally.stopped = "rounds"
+
+    def _admitted(self, row: Row, stage: PoolStage, novelty: RougeIndex | None) -> Row:
+        """A candidate as it joins the pool, or the reject it becomes."""
+        if isinstance(row, Reject):
+            return row
+        if found := _filtered(stage.filters, row):
+            return row.rejected(stage.name, *found)
+        if novelty and (twin := novelty.seen(row)):
+            return row.rejected(stage.name, *_split(twin))
+        return row
+
+
+def _filtered(filters: Iterable[AnyFilter], record: Record) -> tuple[str, str] | None:
+    for each in filters:
+        if found := each.reject(record):
+            return _split(found)
+    return None
+
+
+def _split(found: str) -> tuple[str, str]:
+    reason, _, detail = found.partition(": ")
+    return reason, detail

@@ -1,0 +1,33 @@
+"""The list of what a recipe's `stages:` can hold. A new method is one class and one name here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from kdgen.stages.answer import Answer, Rationale
+from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
+from kdgen.stages.evol import Evol
+from kdgen.stages.self_instruct import SelfInstruct
+
+FAMILIES = ("label", "expand", "curate", "feature", "feedback", "self")
+
+
+def _which(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value.get('stage')}/{value.get('method')}"
+    return f"{getattr(value, 'stage', None)}/{getattr(value, 'method', None)}"
+
+
+AnyStage = Annotated[
+    Annotated[Answer, Tag("label/answer")]
+    | Annotated[Rationale, Tag("label/rationale")]
+    | Annotated[SelfInstruct, Tag("expand/self-instruct")]
+    | Annotated[Evol, Tag("expand/evol")],
+    Discriminator(_which),
+]
+
+METHODS = ("label/answer", "label/rationale", "expand/self-instruct", "expand/evol")
+
+__all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]

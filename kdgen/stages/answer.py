@@ -1,0 +1,84 @@
+"""Labeling: a teacher answers what is given."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import JsonValue
+
+from kdgen.parse import bare, final_answer, same_answer, split_answer, split_thinking
+from kdgen.prompts import PromptFile
+from kdgen.record import Record, Row
+from kdgen.stages.base import Ask, Stage
+
+TASK = frozenset({"instruction", "input", "system", "text", "extra"})
+
+
+class Answer(Stage):
+    """Label a task with the teacher's answer: D = {x, y | x ~ X, y ~ p_T(y | I ⊕ c ⊕ x)} (Xu et al., Eq. 3).
+
+    An output that the record had is kept as `meta.gold`. With `existing: keep` a record that has one is
+    passed on unasked.
+    """
+
+    stage: Literal["label"] = "label"
+    method: Literal["answer"] = "answer"
+    prompt: PromptFile
+    existing: Literal["replace", "keep"] = "replace"
+
+    gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": TASK}
+
+    async def run(self, job: Record, ask: Ask) -> list[Row]:
+        """One call: the answer as `output`, thinking apart in `reasoning`."""
+        if self.existing == "keep" and job.output:
+            return [job]
+        reply = await ask(self.prompt, history=job.history, **task_variables(job))
+        thinking, text = split_thinking(reply.text)
+        if not text:
+            return [job.rejected(self.name, "empty_answer", f"finish: {reply.finish}")]
+        meta: dict[str, JsonValue] = {"gold": job.output} if job.output else {}
+        reasoning = reply.reasoning or thinking
+        row = self.child(
+            job, reply, writes=("output",), meta=meta, output=text, reasoning=reasoning, finish=reply.finish
+        )
+        return [row]
+
+
+class Rationale(Stage):
+    """Label with a chain of thought and the answer split off it (Distilling Step-by-Step, arXiv 2305.02301).
+
+    The rationale is `reasoning`, the answer `output`. Where the record has a gold answer, `meta.agrees`
+    says whether the teacher's agrees with it; `on_disagree: reject` keeps only those that do (Fine-tune-CoT,
+    arXiv 2212.10071).
+    """
+
+    stage: Literal["label"] = "label"
+    method: Literal["rationale"] = "rationale"
+    prompt: PromptFile
+    on_disagree: Literal["keep", "reject"] = "keep"
+
+    gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": TASK}
+
+    async def run(self, job: Record, ask: Ask) -> list[Row]:
+        """One call; a reply without an `Answer:` line is a reject."""
+        reply = await ask(self.prompt, history=job.history, **task_variables(job))
+        rationale, answer = split_answer(split_thinking(reply.text)[1])
+        if not answer:
+            return [job.rejected(self.name, "no_answer_line", reply.text[-200:])]
+        if not rationale:
+            return [job.rejected(self.name, "no_rationale", reply.text[:200])]
+        meta: dict[str, JsonValue] = {}
+        if job.output:
+            gold = final_answer(job.output)
+            meta = {"gold": gold, "agrees": same_answer(answer, gold)}
+            if self.on_disagree == "reject" and not meta["agrees"]:
+                return [job.rejected(self.name, "disagrees_with_gold", f"{bare(answer)[:100]} is not {gold[:100]}")]
+        writes = ("reasoning", "output")
+        return [
+            self.child(job, reply, writes=writes, meta=meta, output=answer, reasoning=rationale, finish=reply.finish)
+        ]
+
+
+def task_variables(job: Record) -> dict[str, Any]:
+    """What a prompt about one task is rendered with."""
+    return {name: getattr(job, name) for name in ("instruction", "input", "system", "text", "extra")}

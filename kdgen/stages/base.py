@@ -1,0 +1,185 @@
+"""What a stage is: what it may ask, what it may draw, and its two verbs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pydantic import BaseModel, JsonValue
+
+from kdgen.errors import UserError
+from kdgen.filters import AnyFilter
+from kdgen.prompts import Prompt
+from kdgen.record import Frozen, Message, Record, Row
+from kdgen.teachers.base import Params, Reply
+
+T = TypeVar("T")
+
+
+class Ask(Protocol):
+    """All that a stage may do to the outside world."""
+
+    async def __call__(
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        to: str | None = None,
+        nth: int = 0,
+        schema: type[BaseModel] | None = None,
+        history: Sequence[Message] = (),
+        partial: bool = False,
+        **variables: Any,
+    ) -> Reply:
+        """The reply of role `to` (the stage's own where None) to the rendered prompt.
+
+        `nth` tells repeated draws apart, `schema` constrains the reply to a model's JSON schema, and
+        `partial` says that a reply cut at max_tokens is still of use. Raises Rejected where the reply is
+        cut, refused or filtered: such a reply is never passed off as a whole answer.
+        """
+
+
+def score(*key: object) -> int:
+    """A 64-bit number that depends on `key` alone: the source of every draw."""
+    text = "\x1f".join(str(part) for part in key)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class Pool:
+    """Records that can be drawn from, in the order they came."""
+
+    def __init__(self, records: Sequence[Record] = ()) -> None:
+        self.records: list[Record] = []
+        self.scores: list[int] = []
+        self.extend(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add records."""
+        self.records += records
+        self.scores += [score(record.id) for record in records]
+
+
+class Draw:
+    """Draws that depend on (recipe seed, stage, key) and on what is drawn, never on order or timing."""
+
+    def __init__(self, seed: int, stage: str) -> None:
+        self.seed = seed
+        self.stage = stage
+
+    def choice(self, options: Sequence[T], *key: object) -> T:
+        """One of `options`, evenly."""
+        return options[score(self.seed, self.stage, *key) % len(options)]
+
+    def top(self, pool: Pool, count: int, *key: object) -> list[Record]:
+        """`count` records of `pool` in random order, by rendezvous hashing.
+
+        Each record's rank depends on its id and `key` alone, so adding one record to N changes a draw of
+        `count` with probability count / (N + 1). Vectorised: 50,000 records take about a millisecond.
+        """
+        import numpy as np
+
+        if not len(pool) or count <= 0:
+            return []
+        mixed = np.array(pool.scores, dtype=np.uint64) ^ np.uint64(score(self.seed, self.stage, *key))
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+        count = min(count, len(pool))
+        best = np.argpartition(mixed, len(pool) - count)[len(pool) - count :]
+        return [pool.records[index] for index in best[np.argsort(mixed[best])][::-1]]
+
+
+class Stage(Frozen):
+    """One elicitation step. Fields are the YAML; `plan` says what to ask about, `run` asks.
+
+    A stage looks at one record at a time and chains with no barrier. `gives` names the variables that
+    each prompt field is rendered with; a prompt may use fewer. `consumes` means that what comes out is
+    new, and the record that went in is not passed on.
+    """
+
+    stage: str
+    method: str
+    to: str = "teacher"
+    params: Params = Params()
+
+    gives: ClassVar[dict[str, frozenset[str]]] = {}
+    consumes: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """`stage/method`."""
+        return f"{self.stage}/{self.method}"
+
+    @property
+    def roles(self) -> set[str]:
+        """The teachers that this stage asks."""
+        return {self.to}
+
+    def prompts(self) -> Iterator[tuple[str, Prompt]]:
+        """Every prompt of the stage with the field that holds it."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Prompt):
+                yield name, value
+            elif isinstance(value, dict):
+                yield from ((name, prompt) for prompt in value.values() if isinstance(prompt, Prompt))
+
+    def check(self, where: str) -> None:
+        """Raise UserError where the stage cannot work as it is set."""
+        for field, prompt in self.prompts():
+            prompt.expect(self.gives[field], f"{where} ({prompt.name})")
+
+    def plan(self, pool: Sequence[Record], round: int, draw: Draw) -> Iterator[Record]:
+        """The jobs of this round; pure. A stage that sees one record at a time makes each its own job."""
+        yield from pool
+
+    async def run(self, job: Record, ask: Ask) -> list[Row]:
+        """One conversation about one job: the rows made of it, rejects among them."""
+        raise NotImplementedError
+
+    def child(
+        self,
+        parent: Record,
+        *replies: Reply,
+        writes: Sequence[str],
+        meta: dict[str, JsonValue] | None = None,
+        **content: Any,
+    ) -> Record:
+        """A record made by this stage from `parent`; `writes` are the fields that the last reply's teacher wrote."""
+        return parent.child(
+            stage=self.stage,
+            method=self.method,
+            calls=[reply.key for reply in replies],
+            writers=dict.fromkeys(writes, replies[-1].teacher),
+            meta=meta,
+            **content,
+        )
+
+
+class PoolStage(Stage):
+    """A stage that grows a pool in rounds and so waits for all that comes before it.
+
+    Within a round the pool is frozen. A candidate joins it when the stage's filters keep it and, with
+    `novelty`, when its ROUGE-L F1 with every task of the pool is at most that.
+    """
+
+    rounds: int
+    calls: int | None = None
+    max_candidates: int | None = None
+    novelty: float | None = None
+    filters: tuple[AnyFilter, ...] = ()
+
+    consumes: ClassVar[bool] = True
+
+    def plan_pool(self, seeds: Pool, made: Pool, round: int, calls: int, draw: Draw) -> Iterator[Record]:
+        """The jobs of this round, from the seeds and what earlier rounds made; pure."""
+        raise NotImplementedError
+
+
+def bad_stage(cause: str, where: str, hint: str = "") -> UserError:
+    """The error of a stage's `check`."""
+    return UserError(cause, where=where, hint=hint)

@@ -1,0 +1,78 @@
+"""Expansion by demonstrations: Self-Instruct's bootstrapping loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from kdgen.parse import bare, numbered
+from kdgen.prompts import PromptFile
+from kdgen.record import Record, Row
+from kdgen.stages.base import Ask, Draw, Pool, PoolStage
+
+
+class SelfInstruct(PoolStage):
+    """New tasks from demonstrations of old ones: D = {x | x ~ p_T(x | I ⊕ c)} (Xu et al., Eq. 4).
+
+    Self-Instruct (Wang et al., arXiv 2212.10560): each call shows `human` seed tasks and `machine` tasks of
+    earlier rounds (6 + 2; seeds fill in while there are too few) and asks for `ask_for` more; a
+    candidate joins the pool when the heuristics keep it and its ROUGE-L with the whole pool is at most
+    0.7. `calls` is the number of calls of a round; without it, a target's 32nd part, at least 4. Rounds go
+    on to `rounds`, or with a target until it is met, `max_candidates` (20 a target row) are made, or
+    two rounds in a row add nothing.
+    """
+
+    stage: Literal["expand"] = "expand"
+    method: Literal["self-instruct"] = "self-instruct"
+    prompt: PromptFile
+    human: int = Field(6, ge=0)
+    machine: int = Field(2, ge=0)
+    ask_for: int = Field(8, ge=1)
+    rounds: int = Field(4, ge=1)
+    calls: int | None = Field(None, ge=1)
+    max_candidates: int | None = Field(None, ge=1)
+    novelty: float | None = Field(0.7, gt=0, le=1)
+
+    gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": frozenset({"demonstrations", "first", "last", "count"})}
+
+    def plan_pool(self, seeds: Pool, made: Pool, round: int, calls: int, draw: Draw) -> Iterator[Record]:
+        """Each job's demonstrations, drawn by rendezvous and mixed."""
+        for number in range(calls):
+            machine = draw.top(made, self.machine, "machine", round, number)
+            human = draw.top(seeds, self.human + self.machine - len(machine), "human", round, number)
+            shown = draw.top(Pool(human + machine), len(human) + len(machine), "order", round, number)
+            if not shown:
+                return
+            text = "\n".join(f"{place}. {' '.join(task.task.split())}" for place, task in enumerate(shown, 1))
+            yield shown[0].child(
+                stage=self.stage, method=self.method, parents=shown, text=text, meta={"round": round, "job": number}
+            )
+
+    async def run(self, job: Record, ask: Ask) -> list[Row]:
+        """One call; the items of the numbered list that comes back. A list cut at max_tokens loses its last item."""
+        first = len(job.parents) + 1
+        last = first + self.ask_for - 1
+        shown = job.text.split("\n")
+        reply = await ask(self.prompt, partial=True, demonstrations=shown, first=first, last=last, count=self.ask_for)
+        items = numbered(reply.text)
+        if not items:
+            return [job.rejected(self.name, "no_list", reply.text[:200])]
+        rows: list[Row] = []
+        for place, item in enumerate(items):
+            row = job.sibling(
+                stage=self.stage,
+                method=self.method,
+                calls=(reply.key,),
+                writers={"instruction": reply.teacher},
+                meta={"round": job.meta["round"], "place": place},
+                instruction=bare(item.strip("*").strip()),
+            )
+            if reply.finish == "length" and place == len(items) - 1:
+                rows.append(row.rejected(self.name, "cut", "the last item of a list cut at max_tokens"))
+            elif place >= self.ask_for:
+                rows.append(row.rejected(self.name, "not_asked_for", f"item {place + 1} of {self.ask_for}"))
+            else:
+                rows.append(row)
+        return rows

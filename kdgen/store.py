@@ -1,0 +1,176 @@
+"""The dataset folder: staged beside, published in one step, held by one run at a time.
+
+    DIR/data.jsonl … README.md   links through .current, so that one rename moves all of them at once
+    DIR/.current                 link to the version that readers see
+    DIR/.versions/<digest>/      the files themselves, named by what is in them
+
+A reader that resolves `.current` once sees one version whole; a kill at any moment leaves either the
+old version or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from kdgen.errors import DatasetBusy, UserError
+from kdgen.record import Record, Reject
+
+FILES = ("data.jsonl", "records.jsonl", "rejects.jsonl", "manifest.json", "README.md")
+KEEP = 2
+
+
+def dumps(value: Any) -> bytes:
+    """One JSON line."""
+    return orjson.dumps(value, default=dict) + b"\n"
+
+
+class Staging:
+    """A version that is being written. Nothing of it can be seen until `publish`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        self._sums = {name: hashlib.sha256() for name in FILES[:3]}
+        for name in FILES[:3]:
+            self._files[name] = (folder / name).open("wb", buffering=1 << 18)
+
+    def row(self, record: Record, row: dict[str, Any]) -> None:
+        """Add an accepted record and its exported row."""
+        self._write("records.jsonl", dumps(record.__dict__))
+        self._write("data.jsonl", dumps(row))
+
+    def reject(self, reject: Reject) -> None:
+        """Add a rejected one."""
+        self._write("rejects.jsonl", dumps(reject.__dict__))
+
+    def _write(self, name: str, line: bytes) -> None:
+        self._files[name].write(line)
+        self._sums[name].update(line)
+
+    def close(self) -> dict[str, str]:
+        """Bring the rows to disk; the SHA-256 of each file."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        return {name: made.hexdigest() for name, made in self._sums.items()}
+
+    def text(self, name: str, content: str) -> None:
+        """Add a small file whole."""
+        write_atomically(self.folder / name, content.encode())
+
+
+class Store:
+    """One dataset folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.versions = folder / ".versions"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the dataset. Raises DatasetBusy where another run does, UserError where the folder is not a dataset's."""
+        try:
+            if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / ".kdgen.lock").exists():
+                raise UserError(
+                    "the folder holds other files",
+                    where=str(self.folder),
+                    hint="name an empty or a new one with -o DIR",
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / ".kdgen.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"cannot write there: {error.strerror}", where=str(self.folder)) from None
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(lock, 200).decode("utf-8", "replace").strip() or "another run"
+                raise DatasetBusy(
+                    f"{holder} holds this dataset",
+                    where=str(self.folder),
+                    hint="wait for it, or write elsewhere: -o DIR",
+                ) from None
+            os.ftruncate(lock, 0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.pwrite(lock, f"process {os.getpid()} (since {since})".encode(), 0)
+            yield
+        finally:
+            os.close(lock)
+
+    @contextmanager
+    def staging(self) -> Iterator[Staging]:
+        """A new version to write to; removed unless it was published."""
+        self.versions.mkdir(exist_ok=True)
+        for leftover in self.versions.glob(".next-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=".next-", dir=self.versions))
+        try:
+            yield Staging(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, staging: Staging, sums: dict[str, str], manifest: str, card: str) -> None:
+        """Make the staged version the one that readers see, in one rename."""
+        name = hashlib.sha256(orjson.dumps([sorted(sums.items()), card])).hexdigest()[:16]
+        target = self.versions / name
+        staging.text("README.md", card)
+        staging.text("manifest.json", manifest)
+        if target.is_dir():
+            # The same rows again: only the manifest, which counts this run's requests, is new.
+            write_atomically(target / "manifest.json", manifest.encode())
+        else:
+            staging.folder.chmod(0o755)
+            sync_folder(staging.folder)
+            staging.folder.rename(target)
+            sync_folder(self.versions)
+        for file in FILES:
+            link(self.folder / file, f".current/{file}")
+        link(self.folder / ".current", f".versions/{name}")
+        sync_folder(self.folder)
+        os.utime(target)
+        old = sorted(
+            (path for path in self.versions.iterdir() if path != target), key=lambda path: path.stat().st_mtime
+        )
+        for path in old[: max(0, len(old) - KEEP + 1)]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def link(path: Path, target: str) -> None:
+    """Point a symbolic link at `target`, atomically."""
+    if path.is_symlink() and os.readlink(path) == target:
+        return
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(path)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's names to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,38 @@
+"""The list of what a recipe's `teachers:` can hold, and how `--teacher` names one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from kdgen.errors import UserError
+from kdgen.resources import did_you_mean
+from kdgen.teachers.local import Local
+from kdgen.teachers.openai import OpenAI
+from kdgen.teachers.scripted import Scripted
+
+AnyTeacher = Annotated[OpenAI | Local | Scripted, Field(discriminator="provider")]
+PROVIDERS = ("local", "openai", "scripted")
+PLANNED = ("anthropic", "vllm")
+SPECS = "local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL, scripted:FILE"
+
+
+def parse_spec(spec: str) -> dict[str, Any]:
+    """The fields that a `--teacher` spec sets. Raises UserError."""
+    provider, _, rest = spec.partition(":")
+    if provider not in PROVIDERS:
+        hint = did_you_mean(provider, PROVIDERS) or f"a teacher is one of {SPECS}"
+        what = "is not built yet" if provider in PLANNED else "is not a teacher"
+        raise UserError(f"{provider!r} {what}", where="--teacher", hint=hint)
+    if provider == "local":
+        return {"provider": provider, **({"model": rest} if rest else {})}
+    if not rest:
+        raise UserError(f"{spec!r} names no model", where="--teacher", hint=f"a teacher is one of {SPECS}")
+    if provider == "scripted":
+        return {"provider": provider, "path": rest}
+    model, at, url = rest.partition("@http")
+    return {"provider": provider, "model": model, **({"base_url": f"http{url}"} if at else {})}
+
+
+__all__ = ["PROVIDERS", "AnyTeacher", "parse_spec"]

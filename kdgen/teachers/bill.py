@@ -1,0 +1,141 @@
+"""What this run asked for, got and paid, and the budget that it may not pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kdgen.errors import BudgetReached, UserError
+from kdgen.record import Frozen
+from kdgen.teachers.base import Fault, Reply, Request, TeacherSpec, Usage
+from kdgen.teachers.prices import Price, price_of
+
+
+class Budget(Frozen):
+    """Hard caps of one run: what the next request could cost at worst is reserved before it is sent."""
+
+    usd: float | None = None
+    tokens: int | None = None
+
+
+class Hold(NamedTuple):
+    """A reservation."""
+
+    tokens: int
+    usd: float
+
+
+NOTHING = Hold(0, 0.0)
+
+
+@dataclass
+class Sum:
+    """Tokens and dollars of some replies."""
+
+    replies: int = 0
+    input: int = 0
+    cached_input: int = 0
+    output: int = 0
+    usd: float = 0.0
+
+    def add(self, usage: Usage, usd: float) -> None:
+        """Count one reply."""
+        self.replies += 1
+        self.input += usage.input
+        self.cached_input += usage.cached_input
+        self.output += usage.output
+        self.usd += usd
+
+
+@dataclass
+class Bill:
+    """Counts of one run. `paid` is what this run paid; `replay` what the ledger answered, at what it once cost."""
+
+    budget: Budget = field(default_factory=Budget)
+    requests: int = 0
+    failures: int = 0
+    maybe_billed: int = 0
+    paid: dict[str, Sum] = field(default_factory=dict)
+    replay: dict[str, Sum] = field(default_factory=dict)
+    _held_tokens: int = 0
+    _held_usd: float = 0.0
+
+    def reserve(self, spec: TeacherSpec, request: Request) -> Hold:
+        """Set aside the most that `request` can cost. Raises BudgetReached where that could pass the cap.
+
+        A token is at least one byte of the request, so the body's length bounds the input from above.
+        """
+        if self.budget == Budget():
+            return NOTHING
+        if not request.room:
+            raise UserError(
+                f"a budget needs a bound on each reply, and {spec.label} has none",
+                hint="set max_tokens, in the teacher or in the stage's params",
+            )
+        tokens = len(request.body) + request.room
+        price = price_of(spec)
+        if self.budget.usd is not None and price is None:
+            raise UserError(
+                f"no price is known for {spec.label}, so a budget in USD cannot be kept",
+                hint="name its prices in a file (--prices FILE), or cap tokens: budget.tokens",
+            )
+        hold = Hold(tokens, price.worst(len(request.body), request.room) if price else 0.0)
+        over = []
+        if self.budget.tokens is not None and self.tokens + self._held_tokens + hold.tokens > self.budget.tokens:
+            over.append(f"{self.tokens:,} of {self.budget.tokens:,} tokens are used")
+        if self.budget.usd is not None and self.usd + self._held_usd + hold.usd > self.budget.usd:
+            over.append(f"${self.usd:.4f} of ${self.budget.usd:.4f} is spent")
+        if over:
+            raise BudgetReached(
+                f"the budget is reached: {', '.join(over)}, and the next request could pass it",
+                hint="what was paid is kept; raise the budget and run the same command to go on",
+            )
+        self._held_tokens += hold.tokens
+        self._held_usd += hold.usd
+        return hold
+
+    def release(self, hold: Hold) -> None:
+        """Give a reservation back, once the real cost is counted or there is none."""
+        self._held_tokens -= hold.tokens
+        self._held_usd -= hold.usd
+
+    def sent(self) -> None:
+        """One request goes out."""
+        self.requests += 1
+
+    def failed(self, fault: Fault) -> None:
+        """One request got no reply."""
+        self.failures += 1
+        self.maybe_billed += fault.billed
+
+    def settled(self, spec: TeacherSpec, reply: Reply) -> None:
+        """One reply was paid and stored."""
+        self.paid.setdefault(spec.label, Sum()).add(reply.usage, cost(price_of(spec), reply.usage))
+
+    def unread(self, spec: TeacherSpec, hold: Hold) -> None:
+        """One reply was paid and stored but does not say what it cost: the reservation is its bill."""
+        self.paid.setdefault(spec.label, Sum()).add(Usage(input=hold.tokens), hold.usd)
+
+    def replayed(self, spec: TeacherSpec, reply: Reply) -> None:
+        """One reply came from the ledger."""
+        self.replay.setdefault(spec.label, Sum()).add(reply.usage, cost(price_of(spec), reply.usage))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens paid by this run, input and output."""
+        return sum(part.input + part.output for part in self.paid.values())
+
+    @property
+    def usd(self) -> float:
+        """Dollars paid by this run."""
+        return sum(part.usd for part in self.paid.values())
+
+    @property
+    def from_ledger(self) -> int:
+        """Requests that the ledger answered."""
+        return sum(part.replies for part in self.replay.values())
+
+
+def cost(price: Price | None, usage: Usage) -> float:
+    """Dollars of one reply; 0 where no price is known."""
+    return price.of(usage) if price else 0.0

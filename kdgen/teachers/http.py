@@ -1,0 +1,134 @@
+"""The lean wire: one aiohttp session for vLLM and every OpenAI-compatible server.
+
+The official SDK costs five to ten times the CPU of this (bench/); where a server is one's own and fast,
+that is the limit, so only the providers' own endpoints go through their SDKs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import orjson
+
+from kdgen.teachers.base import Fault, Raw, Request
+
+if TYPE_CHECKING:
+    pass
+
+KEPT = ("x-request-id", "request-id", "openai-processing-ms")
+HOPELESS = frozenset(
+    "insufficient_quota billing_hard_limit_reached billing_error account_deactivated organization_on_hold "
+    "enforced_spend_limit_reached contract_spend_limit_reached model_not_found".split()
+)
+
+
+class HttpWire:
+    """POSTs a request's bytes to one URL."""
+
+    def __init__(self, url: str, headers: dict[str, str], *, connections: int) -> None:
+        import aiohttp
+
+        self.url = url
+        self._http = aiohttp
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=60),
+            headers={"content-type": "application/json", **headers},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
+            auto_decompress=True,
+        )
+
+    async def send(self, request: Request) -> Raw:
+        """Send once. Raises Fault; a body that is cut or not JSON is transient and may have been billed."""
+        try:
+            async with self._session.post(self.url, data=request.body) as response:
+                body = await response.read()
+                return checked(response.status, response.headers, body)
+        except self._http.ClientConnectorError as error:
+            hint = f"is a server listening at {self.url}?"
+            raise Fault("transient", f"cannot connect: {error.os_error}", hint=hint) from None
+        except self._http.InvalidURL as error:
+            raise Fault("stop", f"not a URL: {error}", hint="base_url looks like http://HOST:PORT/v1") from None
+        except (self._http.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
+            text = f"the connection broke: {type(error).__name__} {error}".rstrip()
+            raise Fault("transient", text, billed=True) from None
+
+    async def close(self) -> None:
+        """Close the session."""
+        await self._session.close()
+
+
+def checked(status: int, headers: Mapping[str, str], body: bytes) -> Raw:
+    """A 2xx reply whose body is JSON, or the Fault that it is."""
+    if 200 <= status < 300:
+        try:
+            orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise Fault(
+                "transient", f"the body is not JSON: {excerpt(body, 80)!r}", status=status, billed=True
+            ) from None
+        return Raw(body, {name: headers[name] for name in KEPT if name in headers})
+    raise fault(status, headers, body)
+
+
+def fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
+    """Class an error reply by status and error code (the codes of OpenAI, Anthropic and vLLM)."""
+    code, message = error_of(body)
+    text = f"HTTP {status}: {message}"
+    after = retry_after(headers)
+    if status in (401, 403):
+        return Fault("stop", text, status=status, hint="check the API key and what it may use")
+    if status == 402 or code in HOPELESS:
+        hint = "check the model's name" if code == "model_not_found" else "check the account's quota and billing"
+        return Fault("stop", text, status=status, hint=hint)
+    if status == 404:
+        return Fault("stop", text, status=status, hint="check the model's name and the base URL")
+    if status == 429 or (status == 503 and "queue" in message.lower()):
+        return Fault("rate", text, status=status, retry_after=after)
+    if status in (408, 409, 425) or status >= 500:
+        return Fault("transient", text, status=status, retry_after=after)
+    return Fault("never", text, status=status)
+
+
+def error_of(body: bytes) -> tuple[str, str]:
+    """(code, message) of an error body, whatever shape it has."""
+    try:
+        error = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", excerpt(body)
+    error = error.get("error", error) if isinstance(error, dict) else error
+    if not isinstance(error, dict):
+        return "", excerpt(error)
+    details = error.get("details")
+    code = (details.get("error_code") if isinstance(details, dict) else None) or error.get("code") or error.get("type")
+    return str(code or ""), excerpt(error.get("message") or error.get("detail") or error)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the endpoint asks to wait: `retry-after-ms`, or `retry-after` in seconds or as a date."""
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        if "retry-after" not in headers:
+            return None
+        return max(0.0, float(headers["retry-after"]))
+    except ValueError:
+        return _until(headers["retry-after"]) if "retry-after" in headers else None
+
+
+def _until(date: str) -> float | None:
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def excerpt(body: object, limit: int = 300) -> str:
+    """The start of a server's text, on one line."""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

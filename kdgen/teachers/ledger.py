@@ -1,0 +1,204 @@
+"""The ledger: every request that was sent and every reply that was paid for, in one SQLite file.
+
+A reply is committed raw, with `synchronous=FULL`, before anything parses it. A request is claimed
+before it is sent, so that a second process on the same ledger waits for the answer instead of paying
+for it again. An owner holds a file lock for as long as it lives: the kernel frees it at a kill -9, so a
+dead owner is known at once, by no clock. Claims that a dead owner left are the requests that may have
+been billed without a reply; they are counted and asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from kdgen.errors import EndpointError, UserError
+from kdgen.teachers.base import Raw, Request
+
+VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS calls (
+  key BLOB PRIMARY KEY, wire TEXT NOT NULL, nth INTEGER NOT NULL, request BLOB NOT NULL, reply BLOB NOT NULL,
+  headers TEXT NOT NULL, teacher TEXT NOT NULL, sent_at REAL NOT NULL, came_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL, sent_at REAL NOT NULL);
+"""
+POLL = 0.05
+
+
+class _Op(NamedTuple):
+    run: Callable[[sqlite3.Connection], Any]
+    done: asyncio.Future[Any]
+
+
+class Ledger:
+    """One open ledger. Reads are synchronous (a few microseconds); writes are grouped into commits by a thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file. Raises UserError where that cannot be done."""
+        self.path = path
+        self.owner = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.orphans = 0
+        self._lock_file: int | None = None
+        self._ops: queue.SimpleQueue[_Op | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._reader = self._connect()
+            self._reader.execute("PRAGMA journal_mode=WAL")
+            version = self._reader.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, VERSION):
+                raise UserError(
+                    f"the ledger is of version {version}, this kdgen writes {VERSION}",
+                    where=str(path),
+                    hint="use the kdgen that made it, or another --ledger",
+                )
+            self._reader.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(
+                f"the ledger cannot be opened: {error}", where=str(path), hint="name another with --ledger PATH"
+            ) from None
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous=FULL")
+        return connection
+
+    def get(self, key: str) -> Raw | None:
+        """The stored reply of `key`."""
+        row = self._reader.execute("SELECT reply, headers FROM calls WHERE key=?", (bytes.fromhex(key),)).fetchone()
+        return Raw(row[0], orjson.loads(row[1]) if row[1] != "{}" else {}) if row else None
+
+    async def claim(self, request: Request) -> bool:
+        """Take the right to send `request`; False where a living process holds it or its reply is in."""
+        key = bytes.fromhex(request.key)
+
+        def run(db: sqlite3.Connection) -> bool:
+            if db.execute("SELECT 1 FROM calls WHERE key=?", (key,)).fetchone():
+                return False
+            found = db.execute("SELECT owner FROM claims WHERE key=?", (key,)).fetchone()
+            if found and self._alive(found[0]):
+                return False
+            self.orphans += bool(found)
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?,?,?)", (key, self.owner, time.time()))
+            return True
+
+        return bool(await self._write(run))
+
+    async def settle(self, request: Request, teacher: str, sent_at: float, raw: Raw) -> None:
+        """Store the reply and free the claim, in one commit. Returns when it is on disk."""
+        key = bytes.fromhex(request.key)
+        headers = orjson.dumps(raw.headers).decode()
+        row = (key, request.wire, request.nth, request.body, raw.body, headers, teacher, sent_at, time.time())
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute("INSERT OR IGNORE INTO calls VALUES (?,?,?,?,?,?,?,?,?)", row)
+            db.execute("DELETE FROM claims WHERE key=?", (key,))
+
+        await self._write(run)
+
+    async def free(self, request: Request) -> None:
+        """Give a claim back unanswered."""
+        key = bytes.fromhex(request.key)
+        await self._write(lambda db: db.execute("DELETE FROM claims WHERE key=? AND owner=?", (key, self.owner)))
+
+    async def wait(self, request: Request) -> Raw | None:
+        """Wait while another process asks `request`; its reply, or None where it gave up or died."""
+        key = bytes.fromhex(request.key)
+        while True:
+            if found := self.get(request.key):
+                return found
+            claim = self._reader.execute("SELECT owner FROM claims WHERE key=?", (key,)).fetchone()
+            if not claim or not self._alive(claim[0]):
+                return self.get(request.key)
+            await asyncio.sleep(POLL)
+
+    async def close(self) -> None:
+        """Commit what is queued and let go of the file."""
+        if self._writer:
+            self._ops.put(None)
+            await asyncio.to_thread(self._writer.join)
+        self._reader.close()
+        if self._lock_file is not None:
+            self._lock_path(self.owner).unlink(missing_ok=True)
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    def _lock_path(self, owner: str) -> Path:
+        return self.path.with_name(f"{self.path.name}-owner-{owner}")
+
+    def _alive(self, owner: str) -> bool:
+        if owner == self.owner:
+            return True
+        try:
+            handle = os.open(self._lock_path(owner), os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            self._lock_path(owner).unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(handle)
+
+    async def _write(self, run: Callable[[sqlite3.Connection], Any]) -> Any:
+        if self._writer is None:
+            self._lock_file = os.open(self._lock_path(self.owner), os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+            self._writer = threading.Thread(target=self._work, args=(asyncio.get_running_loop(),), daemon=True)
+            self._writer.start()
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._ops.put(_Op(run, done))
+        return await done
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Commit whatever has queued up while the last commit was on its way to disk."""
+        db = self._connect()
+        closing = False
+        while not closing:
+            batch = [self._ops.get()]
+            while not self._ops.empty():
+                batch.append(self._ops.get())
+            closing = None in batch
+            ops = [op for op in batch if op is not None]
+            if not ops:
+                continue
+            results: list[Any] = []
+            error: Exception | None = None
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                results = [op.run(db) for op in ops]
+                db.execute("COMMIT")
+            except sqlite3.Error as wrong:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                error = EndpointError(
+                    f"the ledger cannot be written: {wrong}",
+                    where=str(self.path),
+                    hint="free some disk space, then run again",
+                )
+            loop.call_soon_threadsafe(_resolve, ops, results, error)
+        db.close()
+
+
+def _resolve(ops: list[_Op], results: list[Any], error: Exception | None) -> None:
+    for number, op in enumerate(ops):
+        if op.done.cancelled():
+            continue
+        if error is not None:
+            op.done.set_exception(error)
+        else:
+            op.done.set_result(results[number])
