@@ -18,12 +18,12 @@ from kdgen.resources import builtins, find
 from kdgen.seeds import Seeds
 from kdgen.stages import AnyStage
 from kdgen.teachers import AnyTeacher, parse_spec
-from kdgen.teachers.base import Params
+from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Budget
 from kdgen.yamls import Source, explain, load_yaml, parse_value
 
-TRANSPORT = {"concurrency", "timeout", "attempts", "patience", "base_url", "api_key_env", "threads", "delay"}
-OWN_FIELDS = {*Params.model_fields, "concurrency", "timeout", "attempts", "patience", "on_cut", "unsupported"}
+TRANSPORT = {"concurrency", "timeout", "attempts", "patience", "base_url", "api_key_env", "threads", "delay", "rpm", "tpm"}
+OWN_FIELDS = {*TeacherSpec.model_fields} - {"provider", "model"}
 
 
 def _seeds(value: object) -> object:

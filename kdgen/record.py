@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import orjson
@@ -26,6 +27,20 @@ class Message(Frozen):
 def digest(*parts: object) -> str:
     """20 hex digits (80 bits) that stand for `parts`: strings, numbers, lists or dicts of them."""
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]
+
+
+def score(*key: object) -> int:
+    """A 64-bit number that depends on `key` alone: the source of every draw."""
+    text = "\x1f".join(str(part) for part in key)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def pick(weights: Mapping[str, float], *key: object) -> str:
+    """One name, drawn by weight; another name added or taken away moves only the draws that it wins or won.
+
+    Weighted rendezvous hashing (Schindelhauer & Schomaker 2005): the largest weight / -ln(u) wins.
+    """
+    return max(weights, key=lambda name: -weights[name] / math.log((score(name, *key) + 1) / (2**64 + 2)))
 
 
 class Record(Frozen):

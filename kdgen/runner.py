@@ -23,7 +23,7 @@ from kdgen.aio import ordered, stream
 from kdgen.config import Recipe
 from kdgen.dedupe import RougeIndex
 from kdgen.dedupe.exact import Index
-from kdgen.errors import Rejected
+from kdgen.errors import GateFailed, Rejected
 from kdgen.filters import AnyFilter
 from kdgen.manifest import Tally, manifest_of
 from kdgen.prompts import Prompt
@@ -131,6 +131,7 @@ class Run:
         self.bill = Bill(self.recipe.budget)
         self.halt.grace = self.grace
         self.notices: list[str] = []
+        self.last = ""
         self.steps = [self._step(place, stage) for place, stage in enumerate(self.recipe.stages)]
         for role, spec in self.recipe.teachers.items():
             self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt)
@@ -169,7 +170,13 @@ class Run:
         finally:
             self.watch.done()
         self.tally.balance()
+        if not self.tally.rows:
+            raise GateFailed(f"no row was accepted: {self._why()}", hint="nothing was published; what was paid is kept")
         return manifest_of(self, staging.close(), started)
+
+    def _why(self) -> str:
+        most = ", ".join(f"{count} {reason}" for reason, count in self.tally.rejects.most_common(3))
+        return f"{most} (the last: {self.last})" if most else "there was nothing to reject either"
 
     def _sink(self, row: Row, staging: Staging) -> None:
         """Filters, dedupe and export: the last hop of a record that came through every stage."""
@@ -184,6 +191,7 @@ class Run:
             row = row.rejected(stage, why, detail)
         self.tally.rejects[row.reason] += 1
         self.tally.stage_rejects[row.stage] += 1
+        self.last = row.detail or row.reason
         staging.reject(row)
 
     def _last_word(self, record: Record) -> tuple[str, str, str] | None:

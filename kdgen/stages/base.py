@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, JsonValue
 from kdgen.errors import UserError
 from kdgen.filters import AnyFilter
 from kdgen.prompts import Prompt
-from kdgen.record import Frozen, Message, Record, Row
+from kdgen.record import Frozen, Message, Record, Row, score
 from kdgen.teachers.base import Params, Reply
 
 T = TypeVar("T")
@@ -38,12 +37,6 @@ class Ask(Protocol):
         `partial` says that a reply cut at max_tokens is still of use. Raises Rejected where the reply is
         cut, refused or filtered: such a reply is never passed off as a whole answer.
         """
-
-
-def score(*key: object) -> int:
-    """A 64-bit number that depends on `key` alone: the source of every draw."""
-    text = "\x1f".join(str(part) for part in key)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 class Pool:

@@ -71,10 +71,11 @@ class Request:
 
 
 class Raw(NamedTuple):
-    """A reply as it came back: the body's bytes, and the few response headers worth keeping."""
+    """A reply as it came back: the body's bytes, the few response headers worth keeping, and those that tell limits."""
 
     body: bytes
     headers: dict[str, str]
+    limits: dict[str, str] = {}
 
 
 class Usage(NamedTuple):
@@ -148,6 +149,8 @@ class TeacherSpec(Params):
     provider: str
     model: str = ""
     concurrency: int = Field(8, ge=1, le=4096, description="requests in flight at most")
+    rpm: float | None = Field(None, gt=0, description="requests a minute at most, over all processes of one ledger")
+    tpm: float | None = Field(None, gt=0, description="tokens a minute at most, over all processes of one ledger")
     timeout: float = Field(600, gt=0, description="seconds one request may take")
     patience: float = Field(
         60, ge=0, description="seconds without any success after which a failing endpoint ends the run"

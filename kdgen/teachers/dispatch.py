@@ -19,6 +19,7 @@ from kdgen.errors import EndpointError, Interrupted, KdgenError, Rejected
 from kdgen.teachers.base import Fault, Raw, Reply, Request, TeacherSpec, Wire
 from kdgen.teachers.bill import Bill, Hold
 from kdgen.teachers.ledger import Ledger
+from kdgen.teachers.limits import Limits
 
 BASE, CAP, QUICK = 0.5, 60.0, 5.0
 
@@ -52,6 +53,8 @@ class Halt:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep, or raise as soon as the run is halted."""
+        if seconds <= 0:
+            return
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
@@ -94,7 +97,7 @@ class Dispatch:
         self.bill = bill
         self.halt = halt
         self._wire: Wire | None = None
-        self._slots = asyncio.Semaphore(spec.concurrency)
+        self.limits = Limits(spec, ledger)
         self._pending: dict[str, asyncio.Future[Raw]] = {}
         self._successes = 0
         self._faults = 0
@@ -139,7 +142,7 @@ class Dispatch:
 
     async def _obtain(self, request: Request) -> tuple[Raw, Reply | None]:
         """The raw reply, and the reply read from it where this run paid for it."""
-        async with self._slots:
+        async with self.limits.concurrency.slot():
             self.halt.check()
             while not await self.ledger.claim(request):
                 raw = await self.ledger.wait(request)
@@ -153,6 +156,7 @@ class Dispatch:
                 await self.ledger.free(request)
                 raise
             try:
+                await self.limits.admit(request, self.halt)
                 sent_at = time.time()
                 raw = await self._send(request)
                 await asyncio.shield(self.ledger.settle(request, self.spec.label, sent_at, raw))
@@ -170,13 +174,17 @@ class Dispatch:
             self.bill.unread(self.spec, hold)
             raise
         self.bill.settled(self.spec, reply)
+        self.limits.used(reply.usage)
         return reply
 
     async def _send(self, request: Request) -> Raw:
         try:
-            return await self._attempt(request)
+            raw = await self._attempt(request)
         except Fault as fault:
             first = fault
+        else:
+            self.limits.concurrency.succeeded()
+            return raw
         try:
             return await self._again(request, first)
         except Fault as fault:
@@ -232,6 +240,8 @@ class Dispatch:
         except Fault as fault:
             self._failed(fault)
             raise
+        if raw.limits:
+            self.limits.learn(raw.limits)
         self._successes += 1
         self._faults = 0
         self._last_success = time.monotonic()
@@ -239,6 +249,10 @@ class Dispatch:
 
     def _failed(self, fault: Fault) -> None:
         self.bill.failed(fault)
+        if fault.kind == "rate":
+            self.limits.concurrency.rated(fault.retry_after or 0.0)
+        else:
+            self.limits.concurrency.stumbled()
         if fault.kind in ("never", "stop"):
             return
         self._faults += 1

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     pass
 
 KEPT = ("x-request-id", "request-id", "openai-processing-ms")
+LIMITS = (
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens",
+    "anthropic-ratelimit-requests-limit",
+    "anthropic-ratelimit-tokens-limit",
+)
 HOPELESS = frozenset(
     "insufficient_quota billing_hard_limit_reached billing_error account_deactivated organization_on_hold "
     "enforced_spend_limit_reached contract_spend_limit_reached model_not_found".split()
@@ -68,7 +74,8 @@ def checked(status: int, headers: Mapping[str, str], body: bytes) -> Raw:
             raise Fault(
                 "transient", f"the body is not JSON: {excerpt(body, 80)!r}", status=status, billed=True
             ) from None
-        return Raw(body, {name: headers[name] for name in KEPT if name in headers})
+        told = {name: headers[name] for name in LIMITS if name in headers}
+        return Raw(body, {name: headers[name] for name in KEPT if name in headers}, told)
     raise fault(status, headers, body)
 
 

@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS calls (
   key BLOB PRIMARY KEY, wire TEXT NOT NULL, nth INTEGER NOT NULL, request BLOB NOT NULL, reply BLOB NOT NULL,
   headers TEXT NOT NULL, teacher TEXT NOT NULL, sent_at REAL NOT NULL, came_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL, sent_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS paces (name TEXT PRIMARY KEY, next REAL NOT NULL);
 """
 POLL = 0.05
 
@@ -111,6 +112,31 @@ class Ledger:
         """Give a claim back unanswered."""
         key = bytes.fromhex(request.key)
         await self._write(lambda db: db.execute("DELETE FROM claims WHERE key=? AND owner=?", (key, self.owner)))
+
+    async def pace(self, name: str, gap: float) -> float:
+        """Reserve the next turn of a limit that every process on this ledger shares; seconds until it comes.
+
+        Turns are `gap` seconds apart (the generic cell rate algorithm without a burst).
+        """
+
+        def run(db: sqlite3.Connection) -> float:
+            now = time.time()
+            found = db.execute("SELECT next FROM paces WHERE name=?", (name,)).fetchone()
+            turn = max(now, found[0]) if found else now
+            db.execute("INSERT OR REPLACE INTO paces VALUES (?,?)", (name, turn + gap))
+            return turn - now
+
+        return float(await self._write(run))
+
+    async def pause(self, name: str, seconds: float) -> None:
+        """Let no turn of a limit come for `seconds`: the endpoint asked for it."""
+        until = time.time() + seconds
+        await self._write(
+            lambda db: db.execute(
+                "INSERT INTO paces VALUES (?,?) ON CONFLICT (name) DO UPDATE SET next=max(next, excluded.next)",
+                (name, until),
+            )
+        )
 
     async def wait(self, request: Request) -> Raw | None:
         """Wait while another process asks `request`; its reply, or None where it gave up or died."""
