@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,18 @@ from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Budget
 from kdgen.yamls import Source, explain, load_yaml, parse_value
 
-TRANSPORT = {"concurrency", "timeout", "attempts", "patience", "base_url", "api_key_env", "threads", "delay", "rpm", "tpm"}
+TRANSPORT = {
+    "concurrency",
+    "timeout",
+    "attempts",
+    "patience",
+    "base_url",
+    "api_key_env",
+    "threads",
+    "delay",
+    "rpm",
+    "tpm",
+}
 OWN_FIELDS = {*TeacherSpec.model_fields} - {"provider", "model"}
 
 
@@ -45,6 +56,20 @@ class Recipe(Frozen):
     budget: Budget = Budget()
     target: int | None = Field(None, ge=1)
     seed: int = 0
+
+    def leaves(self) -> Iterator[tuple[str, TeacherSpec]]:
+        """The teachers that are models, by role."""
+        for role, spec in self.teachers.items():
+            if isinstance(spec, TeacherSpec):
+                yield role, spec
+
+    def reach(self, roles: Iterable[str]) -> list[str]:
+        """The models' roles that may answer when `roles` are asked."""
+        found: dict[str, None] = {}
+        for role in sorted(roles):
+            spec = self.teachers[role]
+            found |= dict.fromkeys((role,) if isinstance(spec, TeacherSpec) else spec.members)
+        return list(found)
 
     def prompts(self) -> Iterator[Prompt]:
         """Every prompt that a stage holds."""
@@ -73,13 +98,26 @@ class Recipe(Frozen):
                         where=at,
                         hint=f"teachers has: {', '.join(self.teachers)}",
                     )
-                self.teachers[role].settle(stage.params, f"{at} asking {role}")
             stage.check(at)
-        asked = {role for stage in self.stages for role in stage.roles}
+        models = dict(self.leaves())
         for role, spec in self.teachers.items():
+            if isinstance(spec, TeacherSpec):
+                spec.check()
+                continue
+            spec.check(role)
+            for member in spec.members:
+                if member not in models:
+                    hint = f"members are models: {', '.join(models)}"
+                    raise UserError(
+                        f"{member!r} is no model of this recipe", where=f"{where}: teachers.{role}", hint=hint
+                    )
+        for number, stage in enumerate(self.stages):
+            for role in self.reach(stage.roles):
+                models[role].settle(stage.params, f"{where}: stages.{number} asking {role}")
+        asked = {role for stage in self.stages for role in (*stage.roles, *self.reach(stage.roles))}
+        for role in self.teachers:
             if role not in asked:
                 raise UserError(f"no stage asks the teacher {role!r}", where=f"{where}: teachers.{role}")
-            spec.check()
 
 
 def load_recipe(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from kdgen import __version__
 from kdgen.record import Record, Row
-from kdgen.teachers.bill import Bill, Sum
+from kdgen.teachers.base import TeacherSpec
+from kdgen.teachers.bill import Sum
 from kdgen.teachers.prices import price_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
     """The manifest. `requests`, `tokens` and `cost_usd` are this run's; `dataset` is the same of every reply behind the rows."""
     recipe, bill, tally = run.recipe, run.bill, run.tally
     assert recipe.seeds is not None
-    known = all(price_of(spec) is not None for spec in recipe.teachers.values())
+    known = all(price_of(spec) is not None for _, spec in recipe.leaves())
     everything = [*bill.paid.values(), *bill.replay.values()]
     return {
         "kdgen": __version__,
@@ -79,8 +80,14 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
             "tokens": _tokens(everything),
             "cost_usd": round(sum(part.usd for part in everything), 6) if known else None,
         },
-        "teachers": {role: _teacher(run, role, bill) for role in recipe.teachers},
-        "notices": run.notices,
+        "repairs": dict(run.desk.repairs),
+        "teachers": {role: _teacher(run, role, spec) for role, spec in recipe.leaves()},
+        "teams": {
+            role: spec.model_dump(mode="json")
+            for role, spec in recipe.teachers.items()
+            if not isinstance(spec, TeacherSpec)
+        },
+        "notices": run.desk.notices,
         "hashes": {
             "recipe": recipe.digest,
             "prompts": {prompt.name: prompt.digest for prompt in recipe.prompts()},
@@ -101,8 +108,8 @@ def _tokens(parts: Iterable[Sum]) -> dict[str, int]:
     }
 
 
-def _teacher(run: Run, role: str, bill: Bill) -> dict[str, Any]:
-    spec = run.recipe.teachers[role]
+def _teacher(run: Run, role: str, spec: TeacherSpec) -> dict[str, Any]:
+    bill = run.bill
     paid, replay = bill.paid.get(spec.label, Sum()), bill.replay.get(spec.label, Sum())
     return {
         "label": spec.label,

@@ -11,29 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel
-
 from kdgen.aio import ordered, stream
+from kdgen.asking import Desk, JobAsk, Step
 from kdgen.config import Recipe
 from kdgen.dedupe import RougeIndex
 from kdgen.dedupe.exact import Index
 from kdgen.errors import GateFailed, Rejected
 from kdgen.filters import AnyFilter
 from kdgen.manifest import Tally, manifest_of
-from kdgen.prompts import Prompt
-from kdgen.record import Message, Record, Reject, Row
+from kdgen.record import Record, Reject, Row
 from kdgen.seeds import Scan, read
-from kdgen.stages import AnyStage, Draw, Pool, PoolStage
+from kdgen.stages import Pool, PoolStage
 from kdgen.store import Staging
-from kdgen.teachers.base import Call, Params, Reply
 from kdgen.teachers.bill import Bill
-from kdgen.teachers.dispatch import Dispatch, Halt
+from kdgen.teachers.dispatch import Halt
 from kdgen.teachers.ledger import Ledger
 
 DRY_ROUNDS = 2
@@ -55,65 +52,6 @@ class Watch(Protocol):
 
 
 @dataclass
-class Step:
-    """A stage in its place, with the parameters settled for each role that it asks."""
-
-    stage: AnyStage
-    params: dict[str, Params]
-    draw: Draw
-    place: int
-
-
-class JobAsk:
-    """The `ask` of one job; it remembers the calls that were made."""
-
-    __slots__ = ("_run", "_step", "calls")
-
-    def __init__(self, run: Run, step: Step) -> None:
-        self._run = run
-        self._step = step
-        self.calls: list[str] = []
-
-    async def __call__(
-        self,
-        prompt: Prompt,
-        /,
-        *,
-        to: str | None = None,
-        nth: int = 0,
-        schema: type[BaseModel] | None = None,
-        history: Sequence[Message] = (),
-        partial: bool = False,
-        **variables: Any,
-    ) -> Reply:
-        """See `stages.base.Ask`."""
-        role = to or self._step.stage.to
-        dispatch = self._run.teachers[role]
-        params = self._step.params[role]
-        messages = prompt.render(variables, history)
-        shape = schema.model_json_schema() if schema else None
-        reply = await self._complete(dispatch, Call(messages, params, shape, nth))
-        if reply.finish == "length" and not partial and dispatch.spec.on_cut == "retry" and params.max_tokens:
-            wider = Params(max_tokens=2 * params.max_tokens).over(params)
-            reply = await self._complete(dispatch, Call(messages, wider, shape, nth))
-        match reply.finish:
-            case "length" if not partial:
-                raise Rejected("cut", f"the reply was cut at {params.max_tokens or 'the endpoint’s'} tokens")
-            case "refusal":
-                raise Rejected("refused", reply.detail or reply.text[:200])
-            case "filter":
-                raise Rejected("filtered", "the provider's content filter ended the reply")
-            case "tool":
-                raise Rejected("tool_call", "the reply is a tool call")
-        return reply
-
-    async def _complete(self, dispatch: Dispatch, call: Call) -> Reply:
-        request = dispatch.spec.request(call)
-        self.calls.append(request.key)
-        return await dispatch.complete(request)
-
-
-@dataclass
 class Run:
     """One run of a recipe over scanned seeds. `go` writes to a staging folder and returns the manifest."""
 
@@ -125,31 +63,20 @@ class Run:
     grace: float = 5.0
     halt: Halt = field(default_factory=Halt)
     tally: Tally = field(default_factory=Tally)
-    teachers: dict[str, Dispatch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.bill = Bill(self.recipe.budget)
         self.halt.grace = self.grace
-        self.notices: list[str] = []
         self.last = ""
-        self.steps = [self._step(place, stage) for place, stage in enumerate(self.recipe.stages)]
-        for role, spec in self.recipe.teachers.items():
-            self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt)
-        self.window = max(64, 2 * sum(spec.concurrency for spec in self.recipe.teachers.values()))
+        self.desk = Desk(self.recipe, self.ledger, self.bill, self.halt)
+        self.steps = [self.desk.step(place, stage) for place, stage in enumerate(self.recipe.stages)]
+        self.window = max(64, 2 * sum(spec.concurrency for _, spec in self.recipe.leaves()))
         self.indexes: list[Index] = [method.index() for method in self.recipe.dedupe]
         self.seeded = [
             (method, index)
             for method, index in zip(self.recipe.dedupe, self.indexes, strict=True)
             if method.against_seeds and any(step.stage.consumes for step in self.steps)
         ]
-
-    def _step(self, place: int, stage: AnyStage) -> Step:
-        params = {}
-        for role in stage.roles:
-            params[role], dropped = self.recipe.teachers[role].settle(stage.params, f"stages.{place} asking {role}")
-            if dropped:
-                self.notices.append(f"{stage.name}: {role} does not take {', '.join(dropped)}; left out")
-        return Step(stage, params, Draw(self.recipe.seed, stage.name), place)
 
     async def go(self, staging: Staging) -> dict[str, Any]:
         """Run to the end. Raises the KdgenError that ended it early; nothing is published here."""
@@ -158,7 +85,7 @@ class Run:
         self.watch.start(self.recipe.target or (None if pools else self.scan.rows))
         try:
             async with AsyncExitStack() as stack:
-                for dispatch in self.teachers.values():
+                for dispatch in self.desk.teachers.values():
                     stack.push_async_callback(dispatch.close)
                 async with aclosing(self._flow(self.steps, self._seeds())) as rows:
                     async for row in rows:
@@ -250,7 +177,7 @@ class Run:
         return rows
 
     async def _job(self, step: Step, job: Record) -> list[Row]:
-        ask = JobAsk(self, step)
+        ask = JobAsk(self.desk, step, job)
         try:
             return await step.stage.run(job, ask)
         except Rejected as fate:

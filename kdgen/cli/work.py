@@ -224,7 +224,7 @@ def check(
             found = scan(recipe.seeds, path)
             said += f", {found.rows:,} seeds" + (f" ({len(found.bad)} not usable)" if found.bad else "")
         print(f"ok  {name}: {said}")
-        for role, spec in recipe.teachers.items():
+        for role, spec in recipe.leaves():
             for need in spec.needs():
                 print(f"    {role}: {need}")
 

@@ -10,6 +10,7 @@ from kdgen.parse import bare, final_answer, same_answer, split_answer, split_thi
 from kdgen.prompts import PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.base import Ask, Stage
+from kdgen.teachers.base import Reply
 
 TASK = frozenset({"instruction", "input", "system", "text", "extra"})
 
@@ -60,13 +61,9 @@ class Rationale(Stage):
     gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": TASK}
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
-        """One call; a reply without an `Answer:` line is a reject."""
-        reply = await ask(self.prompt, history=job.history, **task_variables(job))
+        """One call; a reply without a rationale and an `Answer:` line after it is invalid."""
+        reply = await ask(self.prompt, history=job.history, check=_reasoned, **task_variables(job))
         rationale, answer = split_answer(split_thinking(reply.text)[1])
-        if not answer:
-            return [job.rejected(self.name, "no_answer_line", reply.text[-200:])]
-        if not rationale:
-            return [job.rejected(self.name, "no_rationale", reply.text[:200])]
         meta: dict[str, JsonValue] = {}
         if job.output:
             gold = final_answer(job.output)
@@ -77,6 +74,13 @@ class Rationale(Stage):
         return [
             self.child(job, reply, writes=writes, meta=meta, output=answer, reasoning=rationale, finish=reply.finish)
         ]
+
+
+def _reasoned(reply: Reply) -> str | None:
+    rationale, answer = split_answer(split_thinking(reply.text)[1])
+    if not answer:
+        return 'it has no last line "Answer: …"'
+    return None if rationale else "it has an answer but no reasoning before it"
 
 
 def task_variables(job: Record) -> dict[str, Any]:

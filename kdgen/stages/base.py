@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, JsonValue
@@ -29,13 +29,16 @@ class Ask(Protocol):
         schema: type[BaseModel] | None = None,
         history: Sequence[Message] = (),
         partial: bool = False,
+        check: Callable[[Reply], str | None] | None = None,
         **variables: Any,
     ) -> Reply:
         """The reply of role `to` (the stage's own where None) to the rendered prompt.
 
-        `nth` tells repeated draws apart, `schema` constrains the reply to a model's JSON schema, and
-        `partial` says that a reply cut at max_tokens is still of use. Raises Rejected where the reply is
-        cut, refused or filtered: such a reply is never passed off as a whole answer.
+        `nth` tells repeated draws apart, `schema` constrains the reply to a model's JSON schema and validates it,
+        `check` says what else is wrong with a reply, and `partial` that one cut at max_tokens is still of use.
+        A reply that does not validate is asked for again, with what is wrong shown, as often as the teacher's
+        `repairs` says. Raises Rejected where it is cut, refused, filtered or invalid in the end: such a reply is
+        never passed off as a whole answer.
         """
 
 

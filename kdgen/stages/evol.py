@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kdgen.errors import Rejected
 from kdgen.parse import bare, split_thinking, words
@@ -101,11 +101,7 @@ class Evol(Stage):
         if LEAK.search(task) and not LEAK.search(current.task):
             raise Rejected("copies_prompt", task[:200])
         compared = await ask(self.equal, to=self.judge, schema=Verdict, first=current.task, second=task)
-        try:
-            verdict = Verdict.model_validate_json(compared.text).verdict
-        except ValidationError:
-            raise Rejected("unreadable_verdict", compared.text[:200]) from None
-        if verdict == "same":
+        if Verdict.model_validate_json(compared.text).verdict == "same":
             raise Rejected("no_information_gain", task[:200])
         made = self.child(
             current,

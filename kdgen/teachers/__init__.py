@@ -10,9 +10,10 @@ from kdgen.errors import UserError
 from kdgen.resources import did_you_mean
 from kdgen.teachers.local import Local
 from kdgen.teachers.openai import OpenAI
+from kdgen.teachers.roles import Cascade, Pool
 from kdgen.teachers.scripted import Scripted
 
-AnyTeacher = Annotated[OpenAI | Local | Scripted, Field(discriminator="provider")]
+AnyTeacher = Annotated[OpenAI | Local | Scripted | Pool | Cascade, Field(discriminator="provider")]
 PROVIDERS = ("local", "openai", "scripted")
 PLANNED = ("anthropic", "vllm")
 SPECS = "local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL, scripted:FILE"

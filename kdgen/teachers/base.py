@@ -159,6 +159,9 @@ class TeacherSpec(Params):
     on_cut: Literal["reject", "retry"] = Field(
         "reject", description="a reply cut at max_tokens: reject the record, or ask once more with twice the room"
     )
+    repairs: int = Field(
+        0, ge=0, le=5, description="times a reply that does not validate is asked for again, with its error shown"
+    )
     unsupported: Literal["fail", "drop"] = Field(
         "fail", description="a parameter this teacher does not take: a config error, or left out and reported"
     )

@@ -1,0 +1,160 @@
+"""The `ask` of a stage: from a prompt to a whole, valid reply of the right teacher, or a reject."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from kdgen.config import Recipe
+from kdgen.errors import Rejected
+from kdgen.prompts import Prompt
+from kdgen.record import Message, Record
+from kdgen.stages import AnyStage, Draw
+from kdgen.teachers.base import Call, Params, Reply
+from kdgen.teachers.bill import Bill
+from kdgen.teachers.dispatch import Dispatch, Halt
+from kdgen.teachers.ledger import Ledger
+from kdgen.teachers.roles import Cascade, Pool
+
+Check = Callable[[Reply], str | None]
+
+
+@dataclass
+class Step:
+    """A stage in its place, with the parameters settled for each role that may answer it."""
+
+    stage: AnyStage
+    params: dict[str, Params]
+    draw: Draw
+
+
+@dataclass
+class Desk:
+    """The teachers of one run, and what was asked of them again."""
+
+    recipe: Recipe
+    ledger: Ledger
+    bill: Bill
+    halt: Halt
+    teachers: dict[str, Dispatch] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    repairs: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        for role, spec in self.recipe.leaves():
+            self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt)
+
+    def step(self, place: int, stage: AnyStage) -> Step:
+        """Settle the stage's parameters with each teacher that it may reach."""
+        params = {}
+        for role in self.recipe.reach(stage.roles):
+            params[role], dropped = self.teachers[role].spec.settle(stage.params, f"stages.{place} asking {role}")
+            if dropped:
+                self.notices.append(f"{stage.name}: {role} does not take {', '.join(dropped)}; left out")
+        return Step(stage, params, Draw(self.recipe.seed, stage.name))
+
+
+class JobAsk:
+    """The `ask` of one job; it remembers the calls that were made."""
+
+    __slots__ = ("_desk", "_job", "_step", "calls")
+
+    def __init__(self, desk: Desk, step: Step, job: Record) -> None:
+        self._desk = desk
+        self._step = step
+        self._job = job
+        self.calls: list[str] = []
+
+    async def __call__(
+        self,
+        prompt: Prompt,
+        /,
+        *,
+        to: str | None = None,
+        nth: int = 0,
+        schema: type[BaseModel] | None = None,
+        history: Sequence[Message] = (),
+        partial: bool = False,
+        check: Check | None = None,
+        **variables: Any,
+    ) -> Reply:
+        """See `stages.base.Ask`."""
+        role = to or self._step.stage.to
+        team = self._desk.recipe.teachers[role]
+        messages = prompt.render(variables, history)
+        shape = schema.model_json_schema() if schema else None
+        valid = _valid(schema, check)
+        if not isinstance(team, Pool | Cascade):
+            return await self._whole(role, messages, shape, nth, partial, valid)
+        route = team.route(self._desk.recipe.seed, self._step.stage.name, self._job.id, nth)
+        for leaf in route[:-1]:
+            try:
+                reply = await self._whole(leaf, messages, shape, nth, partial, valid)
+            except Rejected:
+                continue
+            if team.unsure(reply, messages[-1]["content"]) is None:
+                return reply
+        return await self._whole(route[-1], messages, shape, nth, partial, valid)
+
+    async def _whole(
+        self, role: str, messages: list[dict[str, str]], shape: Any, nth: int, partial: bool, valid: Check
+    ) -> Reply:
+        """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""
+        spec, params = self._desk.teachers[role].spec, self._step.params[role]
+        reply = await self._complete(role, Call(messages, params, shape, nth))
+        if reply.finish == "length" and not partial and spec.on_cut == "retry" and params.max_tokens:
+            wider = Params(max_tokens=2 * params.max_tokens).over(params)
+            reply = await self._complete(role, Call(messages, wider, shape, nth))
+        for _ in range(spec.repairs):
+            wrong = None if reply.finish == "length" else valid(reply)
+            if wrong is None:
+                break
+            self._desk.repairs[role] += 1
+            again = [
+                *messages,
+                {"role": "assistant", "content": reply.text or "(nothing)"},
+                {"role": "user", "content": f"That reply cannot be used: {wrong}. Reply again, in the form asked for."},
+            ]
+            reply = await self._complete(role, Call(again, params, shape, nth))
+        _complain(reply, partial, params)
+        if wrong := valid(reply):
+            raise Rejected("invalid_output", wrong)
+        return reply
+
+    async def _complete(self, role: str, call: Call) -> Reply:
+        dispatch = self._desk.teachers[role]
+        request = dispatch.spec.request(call)
+        self.calls.append(request.key)
+        return await dispatch.complete(request)
+
+
+def _complain(reply: Reply, partial: bool, params: Params) -> None:
+    match reply.finish:
+        case "length" if not partial:
+            raise Rejected("cut", f"the reply was cut at {params.max_tokens or 'the endpoint’s'} tokens")
+        case "refusal":
+            raise Rejected("refused", reply.detail or reply.text[:200])
+        case "filter":
+            raise Rejected("filtered", "the provider's content filter ended the reply")
+        case "tool":
+            raise Rejected("tool_call", "the reply is a tool call")
+
+
+def _valid(schema: type[BaseModel] | None, check: Check | None) -> Check:
+    def valid(reply: Reply) -> str | None:
+        if reply.finish in ("refusal", "filter", "tool"):
+            return None
+        if schema is not None:
+            try:
+                schema.model_validate_json(reply.text)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(str(part) for part in first["loc"])
+                return f"{place + ': ' if place else ''}{first['msg']}"[:300]
+        return check(reply) if check else None
+
+    return valid
