@@ -15,6 +15,7 @@ from kdgen.prompts import Prompt
 from kdgen.record import Message, Record
 from kdgen.stages import AnyStage, Draw
 from kdgen.teachers.base import Call, Params, Reply
+from kdgen.teachers.batch import Batches
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.dispatch import Dispatch, Halt
 from kdgen.teachers.ledger import Ledger
@@ -40,6 +41,7 @@ class Desk:
     ledger: Ledger
     bill: Bill
     halt: Halt
+    max_wait: float | None = None
     teachers: dict[str, Dispatch] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
@@ -47,6 +49,33 @@ class Desk:
     def __post_init__(self) -> None:
         for role, spec in self.recipe.leaves():
             self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt)
+
+    async def recover(self) -> None:
+        """Look after the batches that earlier runs left, and import what has ended."""
+        for batches in self._batches():
+            if batches.open():
+                await batches.recover()
+                await batches.collect(self.max_wait)
+
+    async def submit(self) -> None:
+        """Hand in what this pass wants from batches."""
+        for batches in self._batches():
+            await batches.submit()
+
+    async def next_import(self, poll: float) -> None:
+        """Wait until a batch has ended and is imported, or a straggler may go online."""
+        try:
+            while True:
+                results = [await batches.collect(self.max_wait) for batches in self._batches()]
+                if any(imported for imported, _ in results) or not any(running for _, running in results):
+                    return
+                await self.halt.sleep(poll)
+        finally:
+            for batches in self._batches():
+                await batches.close()
+
+    def _batches(self) -> list[Batches]:
+        return [dispatch.batches for dispatch in self.teachers.values() if dispatch.batches is not None]
 
     def step(self, place: int, stage: AnyStage) -> Step:
         """Settle the stage's parameters with each teacher that it may reach."""

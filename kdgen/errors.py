@@ -66,6 +66,16 @@ class Interrupted(KdgenError):
     exit_code = 130
 
 
+class ComeBack(KdgenError):
+    """Batches are on their way; run the same command later."""
+
+    exit_code = 75
+
+
+class Pending(Exception):
+    """A record's reply is in a batch that has not come back; a later pass goes on with it."""
+
+
 class Rejected(Exception):
     """One record cannot go on. It becomes a row of rejects.jsonl and the run continues."""
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kdgen import __version__
-from kdgen.record import Record, Row
+from kdgen.record import Record, Row, Waiting
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Sum
 from kdgen.teachers.prices import price_of
@@ -26,6 +26,7 @@ class Tally:
     generated: int = 0
     rows: int = 0
     demonstrations: int = 0
+    waiting: int = 0
     stopped: str = "seeds"
     rejects: Counter[str] = field(default_factory=Counter)
     stage_rejects: Counter[str] = field(default_factory=Counter)
@@ -36,11 +37,12 @@ class Tally:
         counts = self.stages.setdefault(stage, Counter())
         counts["in"] += taken
         for row in rows:
-            counts["out" if isinstance(row, Record) else "rejects"] += 1
+            counts["out" if isinstance(row, Record) else "rejects"] += not isinstance(row, Waiting)
 
     def balance(self) -> None:
         """Raise AssertionError where a record was lost: seeds + generated = rows + rejects + demonstrations."""
-        came, went = self.seeds + self.generated, self.rows + self.rejects.total() + self.demonstrations
+        came = self.seeds + self.generated
+        went = self.rows + self.rejects.total() + self.demonstrations + self.waiting
         if came != went:
             raise AssertionError(f"{came} records came and {went} went: {self}")
 
@@ -50,7 +52,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
     recipe, bill, tally = run.recipe, run.bill, run.tally
     assert recipe.seeds is not None
     known = all(price_of(spec) is not None for _, spec in recipe.leaves())
-    everything = [*bill.paid.values(), *bill.replay.values()]
+    everything = list(bill.used.values())
     return {
         "kdgen": __version__,
         "name": recipe.name,
@@ -110,14 +112,14 @@ def _tokens(parts: Iterable[Sum]) -> dict[str, int]:
 
 def _teacher(run: Run, role: str, spec: TeacherSpec) -> dict[str, Any]:
     bill = run.bill
-    paid, replay = bill.paid.get(spec.label, Sum()), bill.replay.get(spec.label, Sum())
+    paid, used = bill.paid.get(spec.label, Sum()), bill.used.get(spec.label, Sum())
     return {
         "label": spec.label,
         "params": spec.given(),
         "stages": {step.stage.name: step.params[role].given() for step in run.steps if role in step.params},
         **spec.origin(),
         "paid": asdict(paid),
-        "from_ledger": asdict(replay),
+        "used": asdict(used),
     }
 
 

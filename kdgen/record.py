@@ -147,4 +147,10 @@ class Reject(Frozen):
     calls: tuple[str, ...] = ()
 
 
-Row = Record | Reject
+class Waiting(Frozen):
+    """A row whose reply is in a batch that has not come back."""
+
+    id: str
+
+
+Row = Record | Reject | Waiting

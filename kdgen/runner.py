@@ -22,10 +22,10 @@ from kdgen.asking import Desk, JobAsk, Step
 from kdgen.config import Recipe
 from kdgen.dedupe import RougeIndex
 from kdgen.dedupe.exact import Index
-from kdgen.errors import GateFailed, Rejected
+from kdgen.errors import GateFailed, Pending, Rejected
 from kdgen.filters import AnyFilter
 from kdgen.manifest import Tally, manifest_of
-from kdgen.record import Record, Reject, Row
+from kdgen.record import Record, Row, Waiting
 from kdgen.seeds import Scan, read
 from kdgen.stages import Pool, PoolStage
 from kdgen.store import Staging
@@ -60,12 +60,12 @@ class Run:
     scan: Scan
     ledger: Ledger
     watch: Watch
+    bill: Bill
     grace: float = 5.0
     halt: Halt = field(default_factory=Halt)
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
-        self.bill = Bill(self.recipe.budget)
         self.halt.grace = self.grace
         self.last = ""
         self.desk = Desk(self.recipe, self.ledger, self.bill, self.halt)
@@ -78,25 +78,34 @@ class Run:
             if method.against_seeds and any(step.stage.consumes for step in self.steps)
         ]
 
-    async def go(self, staging: Staging) -> dict[str, Any]:
-        """Run to the end. Raises the KdgenError that ended it early; nothing is published here."""
+    async def go(self, staging: Staging) -> dict[str, Any] | None:
+        """One pass over the recipe: the manifest, or None where rows wait for a batch.
+
+        Raises the KdgenError that ended it early; nothing is published here.
+        """
         started = time.time()
+        self.bill.next_pass()
         pools = any(isinstance(step.stage, PoolStage) for step in self.steps)
         self.watch.start(self.recipe.target or (None if pools else self.scan.rows))
         try:
             async with AsyncExitStack() as stack:
                 for dispatch in self.desk.teachers.values():
                     stack.push_async_callback(dispatch.close)
+                await self.desk.recover()
                 async with aclosing(self._flow(self.steps, self._seeds())) as rows:
                     async for row in rows:
                         self._sink(row, staging)
                         self.watch.tick(self.tally, self.bill)
+                if self.tally.waiting:
+                    await self.desk.submit()
         except asyncio.CancelledError:
             self.halt.check()
             raise
         finally:
             self.watch.done()
         self.tally.balance()
+        if self.tally.waiting:
+            return None
         if not self.tally.rows:
             raise GateFailed(f"no row was accepted: {self._why()}", hint="nothing was published; what was paid is kept")
         return manifest_of(self, staging.close(), started)
@@ -107,6 +116,9 @@ class Run:
 
     def _sink(self, row: Row, staging: Staging) -> None:
         """Filters, dedupe and export: the last hop of a record that came through every stage."""
+        if isinstance(row, Waiting):
+            self.tally.waiting += 1
+            return
         if isinstance(row, Record):
             reason = self._last_word(row)
             exported = None if reason else self.recipe.export.row(row)
@@ -166,7 +178,7 @@ class Run:
                     yield row
 
     async def _through(self, step: Step, row: Row) -> list[Row]:
-        if isinstance(row, Reject):
+        if not isinstance(row, Record):
             return [row]
         rows: list[Row] = []
         for job in step.stage.plan((row,), 0, step.draw):
@@ -180,6 +192,8 @@ class Run:
         ask = JobAsk(self.desk, step, job)
         try:
             return await step.stage.run(job, ask)
+        except Pending:
+            return [Waiting(id=job.id)]
         except Rejected as fate:
             lost = job.rejected(step.stage.name, fate.reason, fate.detail)
             return [lost.model_copy(update={"calls": (*lost.calls, *ask.calls)})]
@@ -199,8 +213,8 @@ class Run:
                     more = False
                     return
 
-        while more and self.tally.rows < target:
-            async with aclosing(self._mapped(steps, take(target - self.tally.rows))) as rows:
+        while more and (missing := target - self.tally.rows - self.tally.waiting) > 0:
+            async with aclosing(self._mapped(steps, take(missing))) as rows:
                 async for row in rows:
                     yield row
         self.tally.stopped = "target" if self.tally.rows >= target else self.tally.stopped
@@ -239,7 +253,7 @@ class Run:
                     self.tally.passed(stage.name, 1, judged)
                     fresh += [row for row in judged if isinstance(row, Record)]
                     for row in judged:
-                        if isinstance(row, Reject):
+                        if not isinstance(row, Record):
                             yield row
             made.extend(fresh)
             dry = 0 if fresh else dry + 1
@@ -250,6 +264,8 @@ class Run:
             for row in waiting:
                 assert isinstance(row, Record)
                 yield row.rejected(stage.name, "over_target", f"{target} rows were accepted before it was needed")
+            if self.tally.waiting:
+                return
             if target is not None and self.tally.rows >= target:
                 self.tally.stopped = "target"
                 return
@@ -263,7 +279,7 @@ class Run:
 
     def _admitted(self, row: Row, stage: PoolStage, novelty: RougeIndex | None) -> Row:
         """A candidate as it joins the pool, or the reject it becomes."""
-        if isinstance(row, Reject):
+        if not isinstance(row, Record):
             return row
         if found := _filtered(stage.filters, row):
             return row.rejected(stage.name, *found)

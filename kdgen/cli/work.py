@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from kdgen.card import card_of
 from kdgen.cli import VERBS
+from kdgen.cli.job import Job, pretty
 from kdgen.config import Recipe, load_recipe
-from kdgen.errors import Interrupted, UserError
+from kdgen.errors import UserError
 from kdgen.export import FORMATS
-from kdgen.progress import watcher
 from kdgen.readers import spool_stdin
 from kdgen.resources import builtins, did_you_mean, package_file
-from kdgen.runner import Run
 from kdgen.seeds import FIELDS, scan
 from kdgen.store import Staging, Store
-from kdgen.teachers.ledger import Ledger
 
 
 def recipe_of(verb: str, method: str) -> str:
@@ -63,6 +58,8 @@ def make(
     ledger: str,
     as_json: bool,
     quiet: bool,
+    wait: bool = True,
+    max_wait: float | None = None,
 ) -> None:
     """Make a dataset: load, check, run, publish, print."""
     if out == "-" and as_json:
@@ -73,54 +70,24 @@ def make(
     try:
         assert recipe.seeds is not None
         found = scan(recipe.seeds, path, name="stdin" if spooled else "")
-        book = Path(ledger)
+        job = Job(recipe, path, found, Path(ledger), quiet, wait, max_wait)
         if out == "-":
             with tempfile.TemporaryDirectory(prefix="kdgen-") as folder:
-                staging = Staging(Path(folder))
-                asyncio.run(_run(recipe, path, found, book, staging, quiet))
+                asyncio.run(job.run(lambda: nullcontext(Staging(Path(folder))), None))
                 with (Path(folder) / "data.jsonl").open("rb") as rows:
                     shutil.copyfileobj(rows, sys.stdout.buffer)
                     sys.stdout.buffer.flush()
             return
         store = Store(Path(out or f"out/{recipe.name}"))
-        with store.locked(), store.staging() as staging:
-            manifest = asyncio.run(_run(recipe, path, found, book, staging, quiet))
-            card = card_of(manifest, _first_row(staging.folder))
-            pretty = orjson.dumps(manifest, option=orjson.OPT_INDENT_2).decode() + "\n"
-            store.publish(staging, manifest["hashes"]["files"], pretty, card)
+        with store.locked():
+            manifest = asyncio.run(job.run(store.staging, store))
     finally:
         if spooled:
             path.unlink(missing_ok=True)
     if as_json:
-        print(pretty, end="")
+        print(pretty(manifest), end="")
     if not quiet:
         print(_last_words(manifest, store.folder), file=sys.stderr)
-
-
-async def _run(recipe: Recipe, path: Path, found: Any, ledger: Path, staging: Staging, quiet: bool) -> dict[str, Any]:
-    book = Ledger(ledger)
-    try:
-        run = Run(recipe, path, found, book, watcher(quiet))
-        loop = asyncio.get_running_loop()
-
-        def stop(name: str) -> None:
-            if run.halt.reason is not None:
-                loop.remove_signal_handler(signal.SIGINT)
-                return
-            run.halt.set(
-                Interrupted(
-                    f"interrupted by {name}; nothing was published",
-                    hint="what was paid is in the ledger: the same command goes on from here",
-                )
-            )
-            if not quiet:
-                print(f"{name}: stopping; replies on their way have {run.grace:g} s", file=sys.stderr)
-
-        for sign in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(sign, stop, sign.name)
-        return await run.go(staging)
-    finally:
-        await book.close()
 
 
 def _changes(
@@ -176,13 +143,6 @@ def _seed_file(recipe: Recipe) -> tuple[Path, bool]:
             "there is no such file", where=str(path), hint=hint or "sets that ship: " + ", ".join(builtins("seeds"))
         )
     return path, False
-
-
-def _first_row(folder: Path) -> dict[str, Any] | None:
-    with (folder / "data.jsonl").open("rb") as rows:
-        line = rows.readline()
-    row: dict[str, Any] | None = orjson.loads(line) if line else None
-    return row
 
 
 def _last_words(manifest: dict[str, Any], folder: Path) -> str:

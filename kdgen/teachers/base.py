@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -139,6 +139,39 @@ class Wire(Protocol):
         """Release sockets, threads and memory."""
 
 
+class Status(NamedTuple):
+    """Where a batch stands: running, ended (results can be read) or failed (none will come)."""
+
+    state: str
+    done: int = 0
+    detail: str = ""
+
+
+class BatchApi(Protocol):
+    """A provider's batch interface. Every call may raise Fault."""
+
+    max_requests: ClassVar[int]
+    max_bytes: ClassVar[int]
+
+    async def submit(self, name: str, requests: Sequence[Request]) -> str:
+        """Hand the requests in under `name`; the provider's id of the batch."""
+
+    async def find(self, name: str, made_at: float, size: int, known: set[str]) -> str | None:
+        """The provider's id of the batch that was handed in as `name`, if it ever arrived."""
+
+    async def status(self, remote: str) -> Status:
+        """Where the batch stands."""
+
+    def results(self, remote: str) -> AsyncIterator[tuple[str, Raw | Fault]]:
+        """(key, reply or fault) of each request that has ended. A transient Fault means: ask again."""
+
+    async def cancel(self, remote: str) -> None:
+        """Ask for an early end; what is done stays."""
+
+    async def close(self) -> None:
+        """Release the connection."""
+
+
 class TeacherSpec(Params):
     """A teacher as a recipe names it. `request` and `read` are pure; `connect` opens the wire.
 
@@ -161,6 +194,9 @@ class TeacherSpec(Params):
     )
     repairs: int = Field(
         0, ge=0, le=5, description="times a reply that does not validate is asked for again, with its error shown"
+    )
+    mode: Literal["online", "batch"] = Field(
+        "online", description="ask at once, or through the provider's batches at half the price"
     )
     unsupported: Literal["fail", "drop"] = Field(
         "fail", description="a parameter this teacher does not take: a config error, or left out and reported"
@@ -220,6 +256,10 @@ class TeacherSpec(Params):
     def connect(self) -> Wire:
         """Open the wire."""
         raise NotImplementedError
+
+    def batches(self) -> BatchApi:
+        """Open the provider's batch interface. Raises UserError where it has none."""
+        raise UserError(f"{self.label} has no batches", hint="mode: online")
 
 
 def chat_body(model: str, call: Call, *, limit: str = "max_tokens") -> dict[str, Any]:

@@ -49,14 +49,19 @@ class Sum:
 
 @dataclass
 class Bill:
-    """Counts of one run. `paid` is what this run paid; `replay` what the ledger answered, at what it once cost."""
+    """Counts of one run, over all its passes.
+
+    `paid` is what this run paid; `used` is every reply that this pass used, paid now or earlier, at what it cost.
+    """
 
     budget: Budget = field(default_factory=Budget)
     requests: int = 0
     failures: int = 0
     maybe_billed: int = 0
+    hits: int = 0
+    imports: int = 0
     paid: dict[str, Sum] = field(default_factory=dict)
-    replay: dict[str, Sum] = field(default_factory=dict)
+    used: dict[str, Sum] = field(default_factory=dict)
     _held_tokens: int = 0
     _held_usd: float = 0.0
 
@@ -109,8 +114,20 @@ class Bill:
         self.maybe_billed += fault.billed
 
     def settled(self, spec: TeacherSpec, reply: Reply) -> None:
-        """One reply was paid and stored."""
-        self.paid.setdefault(spec.label, Sum()).add(reply.usage, cost(price_of(spec), reply.usage))
+        """One reply was paid, stored and used."""
+        usd = cost(price_of(spec), reply.usage)
+        self.paid.setdefault(spec.label, Sum()).add(reply.usage, usd)
+        self.used.setdefault(spec.label, Sum()).add(reply.usage, usd)
+
+    def imported(self, spec: TeacherSpec, usage: Usage) -> None:
+        """One reply of a batch was paid and stored; the next pass uses it."""
+        self.imports += 1
+        self.paid.setdefault(spec.label, Sum()).add(usage, cost(price_of(spec), usage))
+
+    def next_pass(self) -> None:
+        """The recipe is gone through again from its start."""
+        self.used.clear()
+        self.hits = 0
 
     def unread(self, spec: TeacherSpec, hold: Hold) -> None:
         """One reply was paid and stored but does not say what it cost: the reservation is its bill."""
@@ -118,7 +135,8 @@ class Bill:
 
     def replayed(self, spec: TeacherSpec, reply: Reply) -> None:
         """One reply came from the ledger."""
-        self.replay.setdefault(spec.label, Sum()).add(reply.usage, cost(price_of(spec), reply.usage))
+        self.hits += 1
+        self.used.setdefault(spec.label, Sum()).add(reply.usage, cost(price_of(spec), reply.usage))
 
     @property
     def tokens(self) -> int:
@@ -132,8 +150,8 @@ class Bill:
 
     @property
     def from_ledger(self) -> int:
-        """Requests that the ledger answered."""
-        return sum(part.replies for part in self.replay.values())
+        """Requests that the ledger answered with what was paid before this run."""
+        return max(0, self.hits - self.imports)
 
 
 def cost(price: Price | None, usage: Usage) -> float:

@@ -17,6 +17,7 @@ from tenacity.wait import wait_base
 
 from kdgen.errors import EndpointError, Interrupted, KdgenError, Rejected
 from kdgen.teachers.base import Fault, Raw, Reply, Request, TeacherSpec, Wire
+from kdgen.teachers.batch import Batches
 from kdgen.teachers.bill import Bill, Hold
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.limits import Limits
@@ -98,6 +99,7 @@ class Dispatch:
         self.halt = halt
         self._wire: Wire | None = None
         self.limits = Limits(spec, ledger)
+        self.batches = Batches(spec, ledger, bill) if spec.mode == "batch" else None
         self._pending: dict[str, asyncio.Future[Raw]] = {}
         self._successes = 0
         self._faults = 0
@@ -106,13 +108,15 @@ class Dispatch:
     async def complete(self, request: Request) -> Reply:
         """The reply to `request`, from the ledger or from the wire.
 
-        Raises Rejected where only this record is at fault, else the KdgenError that ends the run.
+        Raises Pending where a batch will bring it, Rejected where only this record is at fault, else the KdgenError that ends the run.
         """
         raw = self.ledger.get(request.key)
         if raw is not None:
             reply = self.spec.read(request, raw)
             self.bill.replayed(self.spec, reply)
             return reply
+        if self.batches is not None:
+            self.batches.ask(request)
         shared = self._pending.get(request.key)
         if shared is not None:
             reply = self.spec.read(request, await asyncio.shield(shared))
@@ -139,6 +143,8 @@ class Dispatch:
         """Close the wire, if one was opened."""
         if self._wire is not None:
             await self._wire.close()
+        if self.batches is not None:
+            await self.batches.close()
 
     async def _obtain(self, request: Request) -> tuple[Raw, Reply | None]:
         """The raw reply, and the reply read from it where this run paid for it."""

@@ -33,6 +33,12 @@ CREATE TABLE IF NOT EXISTS calls (
   headers TEXT NOT NULL, teacher TEXT NOT NULL, sent_at REAL NOT NULL, came_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL, sent_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS paces (name TEXT PRIMARY KEY, next REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (
+  name TEXT PRIMARY KEY, teacher TEXT NOT NULL, owner TEXT NOT NULL, remote TEXT, state TEXT NOT NULL,
+  made_at REAL NOT NULL, size INTEGER NOT NULL, error TEXT NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS batch_items (
+  key BLOB PRIMARY KEY, batch TEXT NOT NULL, wire TEXT NOT NULL, nth INTEGER NOT NULL, request BLOB NOT NULL,
+  state TEXT NOT NULL, tries INTEGER NOT NULL, detail TEXT NOT NULL DEFAULT '');
 """
 POLL = 0.05
 
@@ -80,6 +86,14 @@ class Ledger:
         row = self._reader.execute("SELECT reply, headers FROM calls WHERE key=?", (bytes.fromhex(key),)).fetchone()
         return Raw(row[0], orjson.loads(row[1]) if row[1] != "{}" else {}) if row else None
 
+    def one(self, sql: str, *values: Any) -> Any:
+        """The first row of a query, or None."""
+        return self._reader.execute(sql, values).fetchone()
+
+    def all(self, sql: str, *values: Any) -> list[Any]:
+        """All rows of a query."""
+        return self._reader.execute(sql, values).fetchall()
+
     async def claim(self, request: Request) -> bool:
         """Take the right to send `request`; False where a living process holds it or its reply is in."""
         key = bytes.fromhex(request.key)
@@ -88,13 +102,13 @@ class Ledger:
             if db.execute("SELECT 1 FROM calls WHERE key=?", (key,)).fetchone():
                 return False
             found = db.execute("SELECT owner FROM claims WHERE key=?", (key,)).fetchone()
-            if found and self._alive(found[0]):
+            if found and self.alive(found[0]):
                 return False
             self.orphans += bool(found)
             db.execute("INSERT OR REPLACE INTO claims VALUES (?,?,?)", (key, self.owner, time.time()))
             return True
 
-        return bool(await self._write(run))
+        return bool(await self.transact(run))
 
     async def settle(self, request: Request, teacher: str, sent_at: float, raw: Raw) -> None:
         """Store the reply and free the claim, in one commit. Returns when it is on disk."""
@@ -106,12 +120,12 @@ class Ledger:
             db.execute("INSERT OR IGNORE INTO calls VALUES (?,?,?,?,?,?,?,?,?)", row)
             db.execute("DELETE FROM claims WHERE key=?", (key,))
 
-        await self._write(run)
+        await self.transact(run)
 
     async def free(self, request: Request) -> None:
         """Give a claim back unanswered."""
         key = bytes.fromhex(request.key)
-        await self._write(lambda db: db.execute("DELETE FROM claims WHERE key=? AND owner=?", (key, self.owner)))
+        await self.transact(lambda db: db.execute("DELETE FROM claims WHERE key=? AND owner=?", (key, self.owner)))
 
     async def pace(self, name: str, gap: float) -> float:
         """Reserve the next turn of a limit that every process on this ledger shares; seconds until it comes.
@@ -126,12 +140,12 @@ class Ledger:
             db.execute("INSERT OR REPLACE INTO paces VALUES (?,?)", (name, turn + gap))
             return turn - now
 
-        return float(await self._write(run))
+        return float(await self.transact(run))
 
     async def pause(self, name: str, seconds: float) -> None:
         """Let no turn of a limit come for `seconds`: the endpoint asked for it."""
         until = time.time() + seconds
-        await self._write(
+        await self.transact(
             lambda db: db.execute(
                 "INSERT INTO paces VALUES (?,?) ON CONFLICT (name) DO UPDATE SET next=max(next, excluded.next)",
                 (name, until),
@@ -145,7 +159,7 @@ class Ledger:
             if found := self.get(request.key):
                 return found
             claim = self._reader.execute("SELECT owner FROM claims WHERE key=?", (key,)).fetchone()
-            if not claim or not self._alive(claim[0]):
+            if not claim or not self.alive(claim[0]):
                 return self.get(request.key)
             await asyncio.sleep(POLL)
 
@@ -163,7 +177,8 @@ class Ledger:
     def _lock_path(self, owner: str) -> Path:
         return self.path.with_name(f"{self.path.name}-owner-{owner}")
 
-    def _alive(self, owner: str) -> bool:
+    def alive(self, owner: str) -> bool:
+        """Whether the process that this owner stands for still runs."""
         if owner == self.owner:
             return True
         try:
@@ -180,7 +195,8 @@ class Ledger:
         finally:
             os.close(handle)
 
-    async def _write(self, run: Callable[[sqlite3.Connection], Any]) -> Any:
+    async def transact(self, run: Callable[[sqlite3.Connection], Any]) -> Any:
+        """Run `run` inside the next commit; its result, once that is on disk."""
         if self._writer is None:
             self._lock_file = os.open(self._lock_path(self.owner), os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock_file, fcntl.LOCK_EX)

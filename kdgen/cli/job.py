@@ -1,0 +1,95 @@
+"""One run and all it takes: the passes, the signals, the ledger, the publication."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from kdgen.card import card_of
+from kdgen.config import Recipe
+from kdgen.errors import ComeBack, Interrupted
+from kdgen.progress import watcher
+from kdgen.runner import Run
+from kdgen.seeds import Scan
+from kdgen.store import Staging, Store
+from kdgen.teachers.bill import Bill
+from kdgen.teachers.dispatch import Halt
+from kdgen.teachers.ledger import Ledger
+
+POLL = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: passes until no row waits for a batch, signals, the ledger."""
+
+    recipe: Recipe
+    seeds: Path
+    scan: Scan
+    ledger: Path
+    quiet: bool
+    wait: bool
+    max_wait: float | None
+
+    async def run(self, staging: Callable[[], AbstractContextManager[Staging]], store: Store | None) -> dict[str, Any]:
+        """Pass after pass; the manifest of the last. Raises ComeBack where batches are out and nobody waits."""
+        book = Ledger(self.ledger)
+        bill, halt = Bill(self.recipe.budget), Halt()
+        self._heed_signals(halt)
+        try:
+            while True:
+                run = Run(self.recipe, self.seeds, self.scan, book, watcher(self.quiet), bill, halt=halt)
+                run.desk.max_wait = self.max_wait
+                with staging() as version:
+                    manifest = await run.go(version)
+                    if manifest is not None:
+                        if store is not None:
+                            card = card_of(manifest, first_row(version.folder))
+                            store.publish(version, manifest["hashes"]["files"], pretty(manifest), card)
+                        return manifest
+                said = f"{run.tally.rows:,} rows are done, {run.tally.waiting:,} wait for batches"
+                if not self.wait:
+                    raise ComeBack(f"{said}; nothing was published", hint="run the same command later")
+                if not self.quiet:
+                    print(f"{said}; looking again every {POLL:g} s", file=sys.stderr)
+                await run.desk.next_import(POLL)
+        finally:
+            await book.close()
+
+    def _heed_signals(self, halt: Halt) -> None:
+        loop = asyncio.get_running_loop()
+
+        def stop(name: str) -> None:
+            if halt.reason is not None:
+                os._exit(130)
+            halt.set(
+                Interrupted(
+                    f"interrupted by {name}; nothing was published",
+                    hint="what was paid is in the ledger: the same command goes on from here",
+                )
+            )
+            if not self.quiet:
+                print(f"{name}: stopping; replies on their way have {halt.grace:g} s", file=sys.stderr)
+
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sign, stop, sign.name)
+
+
+def pretty(manifest: dict[str, Any]) -> str:
+    return orjson.dumps(manifest, option=orjson.OPT_INDENT_2).decode() + "\n"
+
+
+def first_row(folder: Path) -> dict[str, Any] | None:
+    with (folder / "data.jsonl").open("rb") as rows:
+        line = rows.readline()
+    row: dict[str, Any] | None = orjson.loads(line) if line else None
+    return row
