@@ -8,7 +8,7 @@ help: ## what each target does
 
 start: $(VENV)/.run ## set up this machine and make a first dataset with the embedded teacher
 	$(BIN)/kdgen teachers pull
-	$(BIN)/kdgen expand general --target 24
+	$(BIN)/kdgen expand general --target 20
 
 test: $(VENV)/.dev ## run every test (fetches the embedded model once)
 	$(BIN)/kdgen teachers pull

@@ -25,7 +25,7 @@ def numbered(text: str) -> list[str]:
         if not starts or int(mark.group(1)) == int(starts[-1].group(1)) + 1:
             starts.append(mark)
     ends = [mark.start() for mark in starts[1:]] + [len(text)]
-    return [text[mark.end() : end].strip() for mark, end in zip(starts, ends, strict=True)]
+    return [text[mark.end() : end].strip() for mark, end in zip(starts, ends, strict=False)]
 
 
 def split_thinking(text: str) -> tuple[str, str]:

@@ -20,8 +20,8 @@ value of a variable, never a template.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +41,6 @@ HEAD = re.compile(r"\A---\r?\n(.*?)^---[ \t]*\r?\n", re.S | re.M)
 _jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
 )
-_compile = lru_cache(maxsize=None)(_jinja.from_string)
 
 
 class Turn(Frozen):
@@ -49,6 +48,15 @@ class Turn(Frozen):
 
     role: str
     template: str
+
+    @cached_property
+    def render(self) -> Callable[[dict[str, Any]], str]:
+        """The compiled template; a text without any markup is itself."""
+        if not any(mark in self.template for mark in ("{{", "{%", "{#")):
+            return lambda variables: self.template
+        compiled = _jinja.from_string(self.template)
+        # What Template.render does, without merging in globals: a prompt has its declared variables and nothing else.
+        return lambda variables: _jinja.concat(compiled.root_render_func(compiled.new_context(variables, shared=True)))
 
 
 class Prompt(Frozen):
@@ -77,7 +85,7 @@ class Prompt(Frozen):
                 messages += [{"role": message.role, "content": message.content} for message in history]
                 placed = True
             try:
-                content = _compile(turn.template).render(variables).strip()
+                content = turn.render(variables).strip()
             except jinja2.TemplateError as error:
                 raise UserError(f"the prompt cannot be rendered: {error}", where=self.name) from None
             if content:
@@ -128,7 +136,7 @@ def load_prompt(path: Path, name: str = "") -> Prompt:
         tree = _jinja.parse(body)
         used = {name: _line(body, name) + shift for name in jinja2.meta.find_undeclared_variables(tree)}
         for turn in turns:
-            _compile(turn.template)
+            _ = turn.render
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the template is broken: {error.message}", where=f"{path}:{error.lineno + shift}") from None
     for variable, line in used.items():

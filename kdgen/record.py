@@ -71,6 +71,14 @@ class Record(Frozen):
     meta: dict[str, JsonValue] = {}
     extra: dict[str, JsonValue] = {}
 
+    @classmethod
+    def trusted(cls, fields: dict[str, Any]) -> Record:
+        """A record of all fields, unchecked: what kdgen itself made needs no validation, and rows are many."""
+        record = cls.__new__(cls)
+        for name, value in (("__dict__", fields), ("__pydantic_fields_set__", set()), *UNSET):
+            object.__setattr__(record, name, value)
+        return record
+
     @property
     def task(self) -> str:
         """The instruction with its input, as one text."""
@@ -95,7 +103,7 @@ class Record(Frozen):
         made_from = (self,) if parents is None else tuple(parents)
         calls = tuple(calls)
         own = dict.fromkeys(call for parent in made_from for call in parent.calls) if parents is None else {}
-        fields: dict[str, Any] = {} if parents is not None else dict(self)
+        fields: dict[str, Any] = dict(BLANK if parents is not None else self.__dict__)
         fields |= content
         fields |= {
             "stage": stage,
@@ -107,7 +115,7 @@ class Record(Frozen):
             "meta": {**fields.get("meta", {}), **(meta or {})},
             "id": digest(stage, method, [parent.id for parent in made_from], calls, content, meta or {}),
         }
-        return Record.model_construct(**fields)
+        return Record.trusted(fields)
 
     def sibling(self, *, stage: str, method: str, calls: tuple[str, ...], **changes: Any) -> Record:
         """A record made by this job of a pool: the job's own parents and seeds stand behind it."""
@@ -130,6 +138,10 @@ class Record(Frozen):
             parents=self.parents,
             calls=self.calls,
         )
+
+
+BLANK: dict[str, Any] = {name: field.default for name, field in Record.model_fields.items()}
+UNSET = (("__pydantic_extra__", None), ("__pydantic_private__", None))
 
 
 class Reject(Frozen):

@@ -72,11 +72,6 @@ class Run:
         self.steps = [self.desk.step(place, stage) for place, stage in enumerate(self.recipe.stages)]
         self.window = max(64, 2 * sum(spec.concurrency for _, spec in self.recipe.leaves()))
         self.indexes: list[Index] = [method.index() for method in self.recipe.dedupe]
-        self.seeded = [
-            (method, index)
-            for method, index in zip(self.recipe.dedupe, self.indexes, strict=True)
-            if method.against_seeds and any(step.stage.consumes for step in self.steps)
-        ]
 
     async def go(self, staging: Staging) -> dict[str, Any] | None:
         """One pass over the recipe: the manifest, or None where rows wait for a batch.
@@ -92,8 +87,10 @@ class Run:
                 for dispatch in self.desk.teachers.values():
                     stack.push_async_callback(dispatch.close)
                 await self.desk.recover()
+                self._know_seeds()
                 async with aclosing(self._flow(self.steps, self._seeds())) as rows:
                     async for row in rows:
+                        self.halt.check()
                         self._sink(row, staging)
                         self.watch.tick(self.tally, self.bill)
                 if self.tally.waiting:
@@ -140,6 +137,16 @@ class Run:
             if twin := index.seen(record):
                 return "dedupe", *_split(twin)
         return None
+
+    def _know_seeds(self) -> None:
+        """Show the seeds to the indexes that compare with them, before any row is judged."""
+        spec, pairs = self.recipe.seeds, zip(self.recipe.dedupe, self.indexes, strict=True)
+        knowing = [index for method, index in pairs if method.against_seeds]
+        if spec is not None and knowing and any(step.stage.consumes for step in self.steps):
+            for row in read(spec, self.seeds, self.scan):
+                for index in knowing:
+                    if isinstance(row, Record):
+                        index.seen(row)
 
     async def _seeds(self) -> AsyncGenerator[Row, None]:
         spec = self.recipe.seeds
@@ -234,8 +241,6 @@ class Run:
         for record in seeds:
             if novelty:
                 novelty.add(record)
-            for _, index in self.seeded:
-                index.seen(record)
         target = self.recipe.target
         calls = stage.calls or max(LEAST_CALLS, (target or 0) // TARGET_PART)
         cap = stage.max_candidates or (CANDIDATES_PER_TARGET * target if target else None)

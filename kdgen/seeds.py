@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from kdgen.errors import UserError
 from kdgen.readers import READERS, BadRow, parsed, suffix_of
-from kdgen.record import Frozen, Message, Record, Reject, Row, digest
+from kdgen.record import BLANK, Frozen, Message, Record, Reject, Row, digest
 from kdgen.resources import did_you_mean
 
 FIELDS = ("id", "instruction", "input", "output", "reasoning", "system", "text", "messages")
@@ -149,13 +149,8 @@ def _record(spec: Seeds, item: Any) -> tuple[Record, bool]:
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int) or given == ""):
         raise BadRow(f"the id is {_kind(given)}, not a text or a number")
     made = str(given) if given is not None else digest(content, [dict(turn) for turn in history], extra)
-    values = {**content, "id": made, "seeds": (made,), "history": history, "extra": extra}
-    return Record.model_construct(
-        **{name: values.get(name, default) for name, default in BLANK.items()}
-    ), given is not None
-
-
-BLANK: dict[str, Any] = {name: field.default for name, field in Record.model_fields.items()}
+    fields = {**BLANK, **content, "id": made, "seeds": (made,), "history": history, "extra": extra}
+    return Record.trusted(fields), given is not None
 
 
 def _recognised(row: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

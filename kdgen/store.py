@@ -66,6 +66,11 @@ class Staging:
             file.close()
         return {name: made.hexdigest() for name, made in self._sums.items()}
 
+    def discard(self) -> None:
+        """Let go of the files, written out or not."""
+        for file in self._files.values():
+            file.close()
+
     def text(self, name: str, content: str) -> None:
         """Add a small file whole."""
         write_atomically(self.folder / name, content.encode())
@@ -116,9 +121,11 @@ class Store:
         for leftover in self.versions.glob(".next-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=".next-", dir=self.versions))
+        staging = Staging(folder)
         try:
-            yield Staging(folder)
+            yield staging
         finally:
+            staging.discard()
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, staging: Staging, sums: dict[str, str], manifest: str, card: str) -> None:
@@ -140,9 +147,8 @@ class Store:
         link(self.folder / ".current", f".versions/{name}")
         sync_folder(self.folder)
         os.utime(target)
-        old = sorted(
-            (path for path in self.versions.iterdir() if path != target), key=lambda path: path.stat().st_mtime
-        )
+        others = (path for path in self.versions.iterdir() if path not in (target, staging.folder))
+        old = sorted(others, key=lambda path: path.stat().st_mtime)
         for path in old[: max(0, len(old) - KEEP + 1)]:
             shutil.rmtree(path, ignore_errors=True)
 

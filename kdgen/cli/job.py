@@ -85,10 +85,12 @@ class Job:
 
 
 def pretty(manifest: dict[str, Any]) -> str:
+    """The manifest as indented JSON."""
     return orjson.dumps(manifest, option=orjson.OPT_INDENT_2).decode() + "\n"
 
 
 def first_row(folder: Path) -> dict[str, Any] | None:
+    """The first exported row of a version, for its card."""
     with (folder / "data.jsonl").open("rb") as rows:
         line = rows.readline()
     row: dict[str, Any] | None = orjson.loads(line) if line else None

@@ -99,6 +99,8 @@ class Echo(Filter):
 
     def reject(self, record: Record) -> str | None:
         """echo."""
+        if len(record.output) > 2 * len(record.task) + 20:
+            return None
         said = words(record.output)
         asked = {tuple(words(text)) for text in (record.instruction, record.input, record.task)}
         return "echo: the output repeats the task" if said and tuple(said) in asked else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -12,12 +13,15 @@ from kdgen.prompts import PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage
 
+RENUMBERED = re.compile(r"^\d{1,3}[.):]\s+")
+
 
 class SelfInstruct(PoolStage):
     """New tasks from demonstrations of old ones: D = {x | x ~ p_T(x | I ⊕ c)} (Xu et al., Eq. 4).
 
     Self-Instruct (Wang et al., arXiv 2212.10560): each call shows `human` seed tasks and `machine` tasks of
-    earlier rounds (6 + 2; seeds fill in while there are too few) and asks for `ask_for` more; a
+    earlier rounds (6 + 2; seeds fill in while there are too few), each of `shown_words` words at most with its input,
+    and asks for `ask_for` more; a
     candidate joins the pool when the heuristics keep it and its ROUGE-L with the whole pool is at most
     0.7. `calls` is the number of calls of a round; without it, a target's 32nd part, at least 4. Rounds go
     on to `rounds`, or with a target until it is met, `max_candidates` (20 a target row) are made, or
@@ -30,6 +34,7 @@ class SelfInstruct(PoolStage):
     human: int = Field(6, ge=0)
     machine: int = Field(2, ge=0)
     ask_for: int = Field(8, ge=1)
+    shown_words: int = Field(60, ge=1)
     rounds: int = Field(4, ge=1)
     calls: int | None = Field(None, ge=1)
     max_candidates: int | None = Field(None, ge=1)
@@ -39,6 +44,7 @@ class SelfInstruct(PoolStage):
 
     def plan_pool(self, seeds: Pool, made: Pool, round: int, calls: int, draw: Draw) -> Iterator[Record]:
         """Each job's demonstrations, drawn by rendezvous and mixed."""
+        seeds, made = (self._short(pool) for pool in (seeds, made))
         for number in range(calls):
             machine = draw.top(made, self.machine, "machine", round, number)
             human = draw.top(seeds, self.human + self.machine - len(machine), "human", round, number)
@@ -49,6 +55,9 @@ class SelfInstruct(PoolStage):
             yield shown[0].child(
                 stage=self.stage, method=self.method, parents=shown, text=text, meta={"round": round, "job": number}
             )
+
+    def _short(self, pool: Pool) -> Pool:
+        return Pool([task for task in pool.records if len(task.task.split()) <= self.shown_words])
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call; the items of the numbered list that comes back. A list cut at max_tokens loses its last item."""
@@ -67,7 +76,7 @@ class SelfInstruct(PoolStage):
                 calls=(reply.key,),
                 writers={"instruction": reply.teacher},
                 meta={"round": job.meta["round"], "place": place},
-                instruction=bare(item.strip("*").strip()),
+                instruction=bare(RENUMBERED.sub("", item).strip("*").strip()),
             )
             if reply.finish == "length" and place == len(items) - 1:
                 rows.append(row.rejected(self.name, "cut", "the last item of a list cut at max_tokens"))

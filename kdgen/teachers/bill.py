@@ -64,6 +64,8 @@ class Bill:
     used: dict[str, Sum] = field(default_factory=dict)
     _held_tokens: int = 0
     _held_usd: float = 0.0
+    _lost_tokens: int = 0
+    _lost_usd: float = 0.0
 
     def reserve(self, spec: TeacherSpec, request: Request) -> Hold:
         """Set aside the most that `request` can cost. Raises BudgetReached where that could pass the cap.
@@ -86,10 +88,11 @@ class Bill:
             )
         hold = Hold(tokens, price.worst(len(request.body), request.room) if price else 0.0)
         over = []
-        if self.budget.tokens is not None and self.tokens + self._held_tokens + hold.tokens > self.budget.tokens:
-            over.append(f"{self.tokens:,} of {self.budget.tokens:,} tokens are used")
-        if self.budget.usd is not None and self.usd + self._held_usd + hold.usd > self.budget.usd:
-            over.append(f"${self.usd:.4f} of ${self.budget.usd:.4f} is spent")
+        used, spent = self.tokens + self._lost_tokens, self.usd + self._lost_usd
+        if self.budget.tokens is not None and used + self._held_tokens + hold.tokens > self.budget.tokens:
+            over.append(f"{used:,} of {self.budget.tokens:,} tokens are used")
+        if self.budget.usd is not None and spent + self._held_usd + hold.usd > self.budget.usd:
+            over.append(f"${spent:.4f} of ${self.budget.usd:.4f} is spent")
         if over:
             raise BudgetReached(
                 f"the budget is reached: {', '.join(over)}, and the next request could pass it",
@@ -108,10 +111,14 @@ class Bill:
         """One request goes out."""
         self.requests += 1
 
-    def failed(self, fault: Fault) -> None:
-        """One request got no reply."""
+    def failed(self, fault: Fault, hold: Hold = NOTHING) -> None:
+        """One request got no reply. Where it may have been billed, its reservation counts against the budget."""
         self.failures += 1
         self.maybe_billed += fault.billed
+        self.release(hold)
+        if fault.billed:
+            self._lost_tokens += hold.tokens
+            self._lost_usd += hold.usd
 
     def settled(self, spec: TeacherSpec, reply: Reply) -> None:
         """One reply was paid, stored and used."""

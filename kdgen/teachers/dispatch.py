@@ -156,22 +156,17 @@ class Dispatch:
                     return raw, None
                 self.halt.check()
             try:
-                hold = self.bill.reserve(self.spec, request)
-            except KdgenError as error:
-                self.halt.set(error)
-                await self.ledger.free(request)
-                raise
-            try:
                 await self.limits.admit(request, self.halt)
                 sent_at = time.time()
-                raw = await self._send(request)
-                await asyncio.shield(self.ledger.settle(request, self.spec.label, sent_at, raw))
-                return raw, self._account(request, raw, hold)
+                raw, hold = await self._send(request)
+                try:
+                    await asyncio.shield(self.ledger.settle(request, self.spec.label, sent_at, raw))
+                    return raw, self._account(request, raw, hold)
+                finally:
+                    self.bill.release(hold)
             except BaseException:
                 await asyncio.shield(self.ledger.free(request))
                 raise
-            finally:
-                self.bill.release(hold)
 
     def _account(self, request: Request, raw: Raw, hold: Hold) -> Reply:
         try:
@@ -183,14 +178,14 @@ class Dispatch:
         self.limits.used(reply.usage)
         return reply
 
-    async def _send(self, request: Request) -> Raw:
+    async def _send(self, request: Request) -> tuple[Raw, Hold]:
         try:
-            raw = await self._attempt(request)
+            came = await self._attempt(request)
         except Fault as fault:
             first = fault
         else:
             self.limits.concurrency.succeeded()
-            return raw
+            return came
         try:
             return await self._again(request, first)
         except Fault as fault:
@@ -201,20 +196,25 @@ class Dispatch:
             reason = "endpoint_refused" if fault.kind == "never" else "endpoint_failed"
             raise Rejected(reason, fault.message) from None
 
-    async def _again(self, request: Request, first: Fault) -> Raw:
-        """Retry after `first`. Attempts count only while the endpoint serves others."""
+    async def _again(self, request: Request, first: Fault) -> tuple[Raw, Hold]:
+        """Retry after `first`. Attempts count only while the endpoint serves others, or fails on this request alone."""
         pending: Fault | None = first
+        latest = first
         tries, served = 1, self._successes
 
-        async def once() -> Raw:
-            nonlocal pending, tries, served
+        async def once() -> tuple[Raw, Hold]:
+            nonlocal pending, latest, tries, served
             if pending is not None:
                 fault, pending = pending, None
                 raise fault
             self.halt.check()
-            tries += self._successes > served
+            tries += self._successes > served or _own(latest)
             served = self._successes
-            return await self._attempt(request)
+            try:
+                return await self._attempt(request)
+            except Fault as fault:
+                latest = fault
+                raise
 
         def last(state: RetryCallState) -> bool:
             fault = state.outcome.exception() if state.outcome else None
@@ -227,34 +227,40 @@ class Dispatch:
         )
         return await retrying(once)
 
-    async def _attempt(self, request: Request) -> Raw:
+    async def _attempt(self, request: Request) -> tuple[Raw, Hold]:
+        """Send once: the reply, and the reservation that its cost replaces."""
         self.halt.check()
         if self._wire is None:
             self._wire = self.spec.connect()
             self._last_success = time.monotonic()
+        try:
+            hold = self.bill.reserve(self.spec, request)
+        except KdgenError as error:
+            self.halt.set(error)
+            raise
         self.bill.sent()
         try:
             async with self.halt.flight(self.spec.timeout):
                 raw = await self._wire.send(request)
         except KdgenError:
-            self.bill.failed(Fault("transient", "cut off", billed=True))
+            self.bill.failed(Fault("transient", "cut off", billed=True), hold)
             raise
         except TimeoutError:
             fault = Fault("transient", f"no reply within {self.spec.timeout:g} s", billed=True)
-            self._failed(fault)
+            self._failed(fault, hold)
             raise fault from None
         except Fault as fault:
-            self._failed(fault)
+            self._failed(fault, hold)
             raise
         if raw.limits:
             self.limits.learn(raw.limits)
         self._successes += 1
         self._faults = 0
         self._last_success = time.monotonic()
-        return raw
+        return raw, hold
 
-    def _failed(self, fault: Fault) -> None:
-        self.bill.failed(fault)
+    def _failed(self, fault: Fault, hold: Hold) -> None:
+        self.bill.failed(fault, hold)
         if fault.kind == "rate":
             self.limits.concurrency.rated(fault.retry_after or 0.0)
         else:
@@ -265,7 +271,7 @@ class Dispatch:
         silent = time.monotonic() - self._last_success
         patience = self.spec.patience * (10 if fault.kind == "rate" else 1)
         patience = patience if self._successes else min(patience, QUICK if fault.kind == "transient" else patience)
-        if self._faults > 2 * self.spec.concurrency + 4 and silent > patience:
+        if self._faults > 2 * self.limits.concurrency.busy + 1 and silent > patience:
             stop = EndpointError(
                 f"{self._faults} requests in a row failed, the last: {fault.message}",
                 where=self.spec.label,
@@ -273,3 +279,8 @@ class Dispatch:
             )
             self.halt.set(stop)
             raise stop from None
+
+
+def _own(fault: Fault) -> bool:
+    """Whether the endpoint is up, by its answer, and it is this request that it fails on."""
+    return fault.kind == "transient" and 0 < fault.status <= 500

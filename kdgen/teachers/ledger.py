@@ -79,6 +79,7 @@ class Ledger:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA mmap_size=1073741824")
         return connection
 
     def get(self, key: str) -> Raw | None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ class Local(TeacherSpec):
         """The model's file when the recipe names a file, None when it names a model."""
         return Path(self.model).expanduser() if self.model.endswith(".gguf") else None
 
-    @property
+    @cached_property
     def label(self) -> str:
         """local:name; of a file its name, not its folder, since labels are published in rows."""
         return f"local:{self.path.name if self.path else self.model}"

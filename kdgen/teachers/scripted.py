@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -47,10 +47,15 @@ class Scripted(TeacherSpec):
 
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields)
 
-    @property
+    @cached_property
+    def stem(self) -> str:
+        """The model's name: the file's stem where the recipe gives none."""
+        return self.model or Path(self.path).stem
+
+    @cached_property
     def label(self) -> str:
-        """scripted: and the file's stem."""
-        return f"scripted:{self.model or Path(self.path).stem}"
+        """scripted: and the stem."""
+        return f"scripted:{self.stem}"
 
     def check(self) -> None:
         """The file must be there and each line a rule."""
@@ -58,7 +63,7 @@ class Scripted(TeacherSpec):
 
     def body(self, call: Call) -> dict[str, Any]:
         """The chat-completions body, with the file's stem as the model."""
-        return chat_body(self.model or Path(self.path).stem, call)
+        return chat_body(self.stem, call)
 
     def connect(self) -> Wire:
         """Read the file."""
