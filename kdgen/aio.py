@@ -35,14 +35,18 @@ async def ordered(
         async for item in source:
             running.append(asyncio.create_task(one(item)))
             while running and (len(running) >= window or running[0].done()):
-                # Shielded, so that a cancelled consumer leaves the work to the grace period below.
-                yield await asyncio.shield(running[0])
+                yield await _result(running[0])
                 running.popleft()
         while running:
-            yield await asyncio.shield(running[0])
+            yield await _result(running[0])
             running.popleft()
     finally:
         await settle(running, grace)
+
+
+async def _result(task: asyncio.Task[R]) -> R:
+    # Shielded, so that a cancelled consumer leaves the work to the grace period.
+    return task.result() if task.done() else await asyncio.shield(task)
 
 
 async def settle(tasks: Iterable[asyncio.Task[R]], grace: float) -> None:

@@ -130,16 +130,18 @@ class JobAsk:
         return await self._whole(route[-1], messages, shape, nth, partial, valid)
 
     async def _whole(
-        self, role: str, messages: list[dict[str, str]], shape: Any, nth: int, partial: bool, valid: Check
+        self, role: str, messages: list[dict[str, str]], shape: Any, nth: int, partial: bool, valid: Check | None
     ) -> Reply:
         """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""
         spec, params = self._desk.teachers[role].spec, self._step.params[role]
         reply = await self._complete(role, Call(messages, params, shape, nth))
+        if reply.finish == "stop" and shape is None and valid is None:
+            return reply
         if reply.finish == "length" and not partial and spec.on_cut == "retry" and params.max_tokens:
             wider = Params(max_tokens=2 * params.max_tokens).over(params)
             reply = await self._complete(role, Call(messages, wider, shape, nth))
         for _ in range(spec.repairs):
-            wrong = None if reply.finish == "length" else valid(reply)
+            wrong = None if reply.finish == "length" or valid is None else valid(reply)
             if wrong is None:
                 break
             self._desk.repairs[role] += 1
@@ -150,7 +152,7 @@ class JobAsk:
             ]
             reply = await self._complete(role, Call(again, params, shape, nth))
         _complain(reply, partial, params)
-        if wrong := valid(reply):
+        if valid is not None and (wrong := valid(reply)):
             raise Rejected("invalid_output", wrong)
         return reply
 
@@ -173,7 +175,10 @@ def _complain(reply: Reply, partial: bool, params: Params) -> None:
             raise Rejected("tool_call", "the reply is a tool call")
 
 
-def _valid(schema: type[BaseModel] | None, check: Check | None) -> Check:
+def _valid(schema: type[BaseModel] | None, check: Check | None) -> Check | None:
+    if schema is None and check is None:
+        return None
+
     def valid(reply: Reply) -> str | None:
         if reply.finish in ("refusal", "filter", "tool"):
             return None

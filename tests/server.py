@@ -258,7 +258,13 @@ def environment(**more: str) -> dict[str, str]:
 def kdgen(*arguments: str, cwd: Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
     """Run kdgen as a process to its end."""
     return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=timeout
+        command(*arguments),
+        check=False,
+        cwd=cwd,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 

@@ -37,6 +37,7 @@ class HttpWire:
         import aiohttp
 
         self.url = url
+        self._secret = headers.get("authorization", "").removeprefix("Bearer ")
         self._http = aiohttp
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=60),
@@ -50,7 +51,7 @@ class HttpWire:
         try:
             async with self._session.post(self.url, data=request.body) as response:
                 body = await response.read()
-                return checked(response.status, response.headers, body)
+                return checked(response.status, response.headers, body, self._secret)
         except self._http.ClientConnectorError as error:
             hint = f"is a server listening at {self.url}?"
             raise Fault("transient", f"cannot connect: {error.os_error}", hint=hint) from None
@@ -65,8 +66,8 @@ class HttpWire:
         await self._session.close()
 
 
-def checked(status: int, headers: Mapping[str, str], body: bytes) -> Raw:
-    """A 2xx reply whose body is JSON, or the Fault that it is."""
+def checked(status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> Raw:
+    """A 2xx reply whose body is JSON, or the Fault that it is; a key that an error repeats is struck out."""
     if 200 <= status < 300:
         try:
             orjson.loads(body)
@@ -76,7 +77,7 @@ def checked(status: int, headers: Mapping[str, str], body: bytes) -> Raw:
             ) from None
         told = {name: headers[name] for name in LIMITS if name in headers}
         return Raw(body, {name: headers[name] for name in KEPT if name in headers}, told)
-    raise fault(status, headers, body)
+    raise fault(status, headers, body.replace(secret.encode(), b"[key]") if secret else body)
 
 
 def fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:

@@ -79,21 +79,30 @@ class Ledger:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA mmap_size=1073741824")
         return connection
 
     def get(self, key: str) -> Raw | None:
         """The stored reply of `key`."""
-        row = self._reader.execute("SELECT reply, headers FROM calls WHERE key=?", (bytes.fromhex(key),)).fetchone()
+        row = self.one("SELECT reply, headers FROM calls WHERE key=?", bytes.fromhex(key))
         return Raw(row[0], orjson.loads(row[1]) if row[1] != "{}" else {}) if row else None
 
     def one(self, sql: str, *values: Any) -> Any:
         """The first row of a query, or None."""
-        return self._reader.execute(sql, values).fetchone()
+        try:
+            return self._reader.execute(sql, values).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._unreadable(error) from None
 
     def all(self, sql: str, *values: Any) -> list[Any]:
         """All rows of a query."""
-        return self._reader.execute(sql, values).fetchall()
+        try:
+            return self._reader.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: sqlite3.Error) -> UserError:
+        hint = "move the file away and run again, or restore it from a copy"
+        return UserError(f"the ledger cannot be read: {error}", where=str(self.path), hint=hint)
 
     async def claim(self, request: Request) -> bool:
         """Take the right to send `request`; False where a living process holds it or its reply is in."""
@@ -159,7 +168,7 @@ class Ledger:
         while True:
             if found := self.get(request.key):
                 return found
-            claim = self._reader.execute("SELECT owner FROM claims WHERE key=?", (key,)).fetchone()
+            claim = self.one("SELECT owner FROM claims WHERE key=?", key)
             if not claim or not self.alive(claim[0]):
                 return self.get(request.key)
             await asyncio.sleep(POLL)
@@ -225,14 +234,13 @@ class Ledger:
                 db.execute("BEGIN IMMEDIATE")
                 results = [op.run(db) for op in ops]
                 db.execute("COMMIT")
-            except sqlite3.Error as wrong:
+            except Exception as wrong:  # whatever it is, those who wait must hear of it
                 if db.in_transaction:
                     db.execute("ROLLBACK")
-                error = EndpointError(
-                    f"the ledger cannot be written: {wrong}",
-                    where=str(self.path),
-                    hint="free some disk space, then run again",
-                )
+                error = wrong
+                if isinstance(wrong, sqlite3.Error):
+                    hint = "free some disk space, then run again"
+                    error = EndpointError(f"the ledger cannot be written: {wrong}", where=str(self.path), hint=hint)
             loop.call_soon_threadsafe(_resolve, ops, results, error)
         db.close()
 

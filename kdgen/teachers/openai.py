@@ -92,7 +92,7 @@ class SdkWire:
             )
         except sdk.APIStatusError as error:
             headers: Mapping[str, str] = error.response.headers
-            return checked(error.status_code, headers, error.response.content)
+            return checked(error.status_code, headers, error.response.content, self._client.api_key)
         except sdk.APITimeoutError:
             raise Fault("transient", "no reply in time", billed=True) from None
         except sdk.APIConnectionError as error:

@@ -1,0 +1,322 @@
+"""The wires against a server that fails on purpose, over real HTTP on a loopback port."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdgen.errors import BudgetReached, EndpointError, GateFailed
+from kdgen.teachers.dispatch import Halt
+from kdgen.teachers.http import error_of, fault, retry_after
+from server import Answer, Made, Script, Server, echo_answer, kdgen, last, make, paid, tasks, write_seeds
+
+KEY = "sk-planted-7f3a9c0d51e24b68"
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Waits between retries, noted and not waited."""
+    noted: list[float] = []
+
+    async def sleep(self: Halt, seconds: float) -> None:
+        noted.append(seconds)
+        self.check()
+
+    monkeypatch.setattr(Halt, "sleep", sleep)
+    return noted
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def label(tmp_path: Path, server: Server, count: int, *sets: str, name: str = "out") -> Made:
+    """kdgen label of `count` seeds at the server."""
+    seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(count))
+    extra = [part for each in sets for part in ("--set", each)]
+    return make("label", seeds, "-t", f"openai:stub@{server.url}", *extra, folder=tmp_path / name)
+
+
+def one_bad(bad: Answer, times: int | None = None, word: str = "number 3 ") -> Script:
+    """A server that fails on one seed, always or `times` times."""
+
+    def script(body: dict[str, Any], seen: int) -> Answer:
+        return bad if word in last(body) and (times is None or seen < times) else echo_answer(body, seen)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "headers", [{"retry-after": "7"}, {"retry-after-ms": "7000"}, {"retry-after": "date"}], ids=["s", "ms", "date"]
+)
+def test_a_rate_limit_waits_as_long_as_the_endpoint_asks(
+    tmp_path: Path, slept: list[float], headers: dict[str, str]
+) -> None:
+    if headers.get("retry-after") == "date":
+        headers = {"retry-after": format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)}
+    with Server(one_bad(Answer(status=429, headers=headers), times=1)) as server:
+        made = label(tmp_path, server, 6)
+    assert made.manifest["counts"]["rows"] == 6
+    assert server.repeats() == 1
+    assert len(slept) == 1
+    assert 7 <= slept[0] < 61
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Answer(status=500),
+        Answer(status=503),
+        Answer(status=408),
+        Answer(raw=b"<html>bad gateway</html>"),
+        Answer(raw=b""),
+        Answer("half of this never comes", cut=True),
+        Answer(status=502, raw=b"\xff\xfe not utf-8"),
+    ],
+    ids=["500", "503", "408", "html", "empty", "truncated", "binary"],
+)
+def test_a_passing_fault_is_retried_and_leaves_no_trace_in_the_rows(
+    tmp_path: Path, slept: list[float], bad: Answer
+) -> None:
+    with Server(one_bad(bad, times=2)) as server:
+        made = label(tmp_path, server, 6)
+    assert made.error is None
+    assert (made.manifest["counts"]["rows"], made.manifest["requests"]["failed"]) == (6, 2)
+    assert server.repeats() == 2
+    assert len(slept) == 2
+    with Server() as healthy:
+        plain = label(tmp_path, healthy, 6, name="plain")
+    assert {name: made.files[name] for name in ("data.jsonl", "rejects.jsonl")} == {
+        name: plain.files[name] for name in ("data.jsonl", "rejects.jsonl")
+    }
+
+
+@pytest.mark.parametrize(
+    "bad", [Answer(status=500), Answer(raw=b"not JSON")], ids=["500", "not-json"]
+)
+def test_a_request_that_always_fails_is_given_up_after_its_attempts_even_when_it_is_the_last(
+    tmp_path: Path, slept: list[float], bad: Answer
+) -> None:
+    with Server(one_bad(bad)) as server:
+        made = label(tmp_path, server, 6, "teachers.teacher.attempts=4")
+        assert [row["reason"] for row in made.rows("rejects.jsonl")] == ["endpoint_failed"]
+        assert made.manifest["counts"]["rows"] == 5
+        assert server.repeats() == 3
+        # The next run asks for this one alone, so nothing else shows that the endpoint serves; it must end the same.
+        again = label(tmp_path, server, 6, "teachers.teacher.attempts=4")
+        assert again.error is None
+        assert again.files == made.files
+        assert server.repeats() == 7
+
+
+def test_an_endpoint_that_never_sends_a_whole_body_ends_the_run(tmp_path: Path, slept: list[float]) -> None:
+    with Server(lambda body, seen: Answer("cut off in the middle", cut=True)) as server:
+        made = label(tmp_path, server, 3, "teachers.teacher.patience=0")
+    assert isinstance(made.error, EndpointError)
+    assert made.error.exit_code == 3
+    assert len(server.bodies) < 20
+
+
+def test_a_refused_request_is_a_reject_and_the_run_goes_on(tmp_path: Path, slept: list[float]) -> None:
+    with Server(one_bad(Answer("context too long", status=400))) as server:
+        made = label(tmp_path, server, 6)
+    [reject] = made.rows("rejects.jsonl")
+    assert (reject["reason"], reject["detail"]) == ("endpoint_refused", "HTTP 400: context too long")
+    assert made.manifest["counts"]["rows"] == 5
+    assert (server.repeats(), slept) == (0, [])
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_an_endpoint_that_will_serve_nobody_stops_the_run_at_once(
+    tmp_path: Path, slept: list[float], status: int
+) -> None:
+    with Server(lambda body, seen: Answer("no", status=status)) as server:
+        made = label(tmp_path, server, 100)
+    assert isinstance(made.error, EndpointError)
+    assert made.error.exit_code == 3
+    assert made.error.hint
+    assert f"HTTP {status}" in str(made.error)
+    assert len(server.bodies) <= 8, "requests went out after the endpoint said no"
+    assert (server.repeats(), slept, made.files) == (0, [], {})
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_refused_connection_ends_the_run_soon(tmp_path: Path, slept: list[float], count: int) -> None:
+    server = Server()
+    server.url = f"http://127.0.0.1:{closed_port()}/v1"
+    made = label(tmp_path, server, count, "teachers.teacher.patience=0")
+    assert isinstance(made.error, EndpointError)
+    assert made.error.exit_code == 3
+    assert "cannot connect" in str(made.error)
+    assert len(slept) <= 30
+    assert max(slept) <= 4, "one lone request must not back off to a minute before the run may end"
+
+
+def test_a_reply_without_a_choice_is_a_reject_and_is_never_paid_twice(tmp_path: Path, slept: list[float]) -> None:
+    with Server(one_bad(Answer(raw=b'{"object": "error", "usage": null}'))) as server:
+        made = label(tmp_path, server, 6)
+        again = label(tmp_path, server, 6)
+    assert [row["reason"] for row in made.rows("rejects.jsonl")] == ["malformed_reply"]
+    assert len(server.bodies) == 6
+    assert again.manifest["requests"]["sent"] == 0
+    assert again.files == made.files, "the card of a replay differs"
+
+
+def test_nothing_waits_for_a_reply_beyond_the_timeout(tmp_path: Path, slept: list[float]) -> None:
+    with Server(one_bad(Answer("late", delay=30), times=1)) as server:
+        made = label(tmp_path, server, 6, "teachers.teacher.timeout=0.3")
+    assert made.manifest["counts"]["rows"] == 6
+    assert made.manifest["requests"]["maybe_billed"] == 1
+
+
+def spender(cut_every: int) -> Script:
+    """Bills 60 tokens in and all that the request allows out, and cuts some replies, which it bills too."""
+
+    def script(body: dict[str, Any], seen: int) -> Answer:
+        cut = cut_every and sum(map(ord, last(body))) % cut_every == 0 and not seen
+        return Answer(f"It is {last(body)}", usage=(60, body["max_tokens"]), cut=bool(cut))
+
+    return script
+
+
+@pytest.mark.parametrize("cut_every", [0, 3], ids=["healthy", "cut-replies-are-billed"])
+def test_a_token_budget_is_never_passed(tmp_path: Path, slept: list[float], cut_every: int) -> None:
+    sets = ("teachers.teacher.max_tokens=50", "budget.tokens=4000")
+    with Server(spender(cut_every), latency=0.002) as server:
+        made = label(tmp_path, server, 100, *sets)
+        assert isinstance(made.error, BudgetReached)
+        assert made.error.exit_code == 4
+        assert 1000 < server.tokens <= 4000, "the server billed more than the cap"
+        assert made.files == {}
+        kept = paid(tmp_path / "out.db")
+        before = len(server.bodies)
+        done = label(tmp_path, server, 100, "teachers.teacher.max_tokens=50", "budget.tokens=1000000")
+        assert done.manifest["counts"]["rows"] == 100
+        assert not kept & set(server.bodies[before:]), "what was paid was asked again"
+
+
+def test_a_budget_without_a_bound_on_replies_sends_nothing(tmp_path: Path) -> None:
+    with Server() as server:
+        made = label(tmp_path, server, 5, "teachers.teacher.max_tokens=null", "budget.tokens=4000")
+    assert made.error is not None
+    assert made.error.exit_code == 2
+    assert server.bodies == []
+
+
+def written(folder: Path) -> Iterator[Path]:
+    yield from (path for path in folder.rglob("*") if path.is_file())
+
+
+def tattle(body: dict[str, Any], seen: int) -> Answer:
+    """A server whose errors repeat the key, as some do."""
+    if "number 3 " in last(body):
+        return Answer(f"the key {KEY} may not do that", status=400)
+    if "number 4 " in last(body) and not seen:
+        return Answer(f"retry later, {KEY}", status=500)
+    return echo_answer(body, seen)
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["done", "stopped"])
+@pytest.mark.parametrize("own", [True, False], ids=["base_url", "sdk"])
+def test_a_key_is_written_nowhere(tmp_path: Path, stop: bool, own: bool) -> None:
+    script: Script = (lambda body, seen: Answer(f"wrong key: {KEY}", status=401)) if stop else tattle
+    with Server(script) as server:
+        write_seeds(tmp_path / "seeds.jsonl", tasks(8))
+        teacher = f"openai:stub@{server.url}" if own else "openai:stub"
+        asked = ["label", "seeds.jsonl", "-t", teacher, "-o", "out", "--ledger", "ledger.db", "--json"]
+        done = kdgen(*asked, cwd=tmp_path, OPENAI_API_KEY=KEY, OPENAI_BASE_URL=server.url)
+    assert done.returncode == (3 if stop else 0), done.stderr
+    assert all(headers["Authorization"] == f"Bearer {KEY}" for headers in server.headers)
+    assert KEY not in done.stdout + done.stderr
+    files = list(written(tmp_path))
+    assert any(path.name == "ledger.db" for path in files)
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    if not stop:
+        assert b"the key [key] may not" in (tmp_path / "out" / "rejects.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 429, 500], ids=str)
+def test_the_sdk_wire_reads_faults_as_the_lean_wire_does(
+    tmp_path: Path, slept: list[float], monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """The same server through both wires: the same counts, rejects and error."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    ends = []
+    for own in (True, False):
+        bad = Answer("on purpose", status=status, headers={"retry-after": "7"} if status == 429 else {})
+        with Server(one_bad(bad, times=1)) as server:
+            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+            seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(5))
+            teacher = f"openai:stub@{server.url}" if own else "openai:stub"
+            made = make("label", seeds, "-t", teacher, folder=tmp_path / f"own-{own}")
+            rejects = [(row["reason"], row["detail"]) for row in made.rows("rejects.jsonl")]
+            ends.append((str(made.error), made.manifest.get("counts"), rejects, server.repeats(), server.paths[0]))
+    assert ends[0] == ends[1]
+    assert any(7 <= wait for wait in slept) == (status == 429)
+
+
+def test_the_request_on_the_wire_is_the_request_in_the_ledger(tmp_path: Path) -> None:
+    with Server() as server:
+        label(tmp_path, server, 5)
+    assert set(server.bodies) == paid(tmp_path / "out.db")
+    assert {"model", "messages", "max_tokens", "temperature"} == set(json.loads(server.bodies[0]))
+
+
+def test_when_every_record_fails_nothing_is_published(tmp_path: Path, slept: list[float]) -> None:
+    with Server(lambda body, seen: Answer("bad request", status=400)) as server:
+        made = label(tmp_path, server, 3)
+    assert isinstance(made.error, GateFailed)
+    assert made.error.exit_code == 5
+    assert "bad request" in str(made.error)
+    assert not (tmp_path / "out" / "data.jsonl").exists()
+
+
+def test_retry_after_in_every_form() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert retry_after({"retry-after": "2.5"}) == 2.5
+    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert 80 < (retry_after({"retry-after": soon}) or 0) <= 90
+    assert retry_after({"retry-after": "-3"}) == 0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (429, b'{"error": {"message": "slow", "code": "rate_limit_exceeded"}}', "rate"),
+        (429, b'{"error": {"message": "pay", "code": "insufficient_quota"}}', "stop"),
+        (400, b'{"error": {"message": "?", "code": "model_not_found"}}', "stop"),
+        (400, b'{"error": {"message": "long", "code": "context_length_exceeded"}}', "never"),
+        (422, b'{"detail": "no"}', "never"),
+        (413, b"<html>too large</html>", "never"),
+        (503, b'{"message": "the queue is full"}', "rate"),
+        (529, b'{"error": {"type": "overloaded_error", "message": "busy"}}', "transient"),
+        (504, b"", "transient"),
+        (500, b"[1, 2]", "transient"),
+        (400, b'"text"', "never"),
+        (400, b"null", "never"),
+    ],
+)
+def test_faults_are_classed_by_status_and_code(status: int, body: bytes, kind: str) -> None:
+    assert fault(status, {}, body).kind == kind
+    assert isinstance(error_of(body)[1], str)
+
+
+def test_no_test_here_asks_a_real_endpoint() -> None:
+    assert "OPENAI_API_KEY" not in os.environ
