@@ -103,6 +103,8 @@ class Recipe(Frozen):
         for role, spec in self.teachers.items():
             if isinstance(spec, TeacherSpec):
                 spec.check()
+                if spec.mode == "batch" and not spec.batchable():
+                    spec.batches()
                 continue
             spec.check(role)
             for member in spec.members:

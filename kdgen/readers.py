@@ -1,4 +1,4 @@
-"""Row readers by file type. Each yields (line or row number, raw row) and never holds the file.
+"""Row readers by file type. Each yields (line or row number, raw row) and, .json aside, never holds the file.
 
 JSON is parsed by line with orjson: a broken line is an error with its number, never a silent loss.
 """
@@ -11,6 +11,7 @@ import importlib
 import re
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -22,6 +23,7 @@ from kdgen.resources import did_you_mean
 
 MAX_ROW = 16 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
+UNREADABLE = (OSError, EOFError, zlib.error)
 BARE = re.compile(rb'(?<![\w"])-?(NaN|Infinity)(?![\w"])')
 
 
@@ -78,79 +80,131 @@ def _not_json(line: bytes, error: orjson.JSONDecodeError) -> BadRow:
 
 
 def _open(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _unreadable(error: Exception, where: str) -> UserError:
+    return UserError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=where)
+
+
+def _plain(start: bytes, path: Path) -> bytes:
+    """The start of a file without a BOM. Raises UserError where it is UTF-16."""
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start[:2]:
+        raise UserError("the file is UTF-16", where=f"{path}:1", hint="save the file as UTF-8")
+    return start.removeprefix(BOM)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes | BadRow]]:
+    """The lines of a file by number, a BOM aside; a line over 16 MiB is a BadRow and never held."""
+    number = 0
     try:
-        return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        with _open(path) as file:
+            while line := file.readline(MAX_ROW + 1):
+                number += 1
+                if number == 1:
+                    line = _plain(line, path)
+                if len(line) <= MAX_ROW:
+                    yield number, line
+                    continue
+                size = len(line)
+                while not line.endswith(b"\n") and (line := file.readline(MAX_ROW)):
+                    size += len(line)
+                big = f"the line is {size / 1e6:.0f} MB; a seed may have {MAX_ROW / 1e6:.0f}"
+                yield number, BadRow(big, hint="a line this long is rarely one task; cut the text into rows")
+    except UNREADABLE as error:
+        raise _unreadable(error, f"{path}:{number + 1}") from None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     """The non-blank lines of a file as bytes, CRLF and a BOM aside; a line over 16 MiB is a BadRow."""
-    with _open(path) as file:
-        number = 0
-        try:
-            while line := file.readline(MAX_ROW + 1):
-                number += 1
-                if number == 1:
-                    line = line.removeprefix(BOM)
-                    if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                        raise UserError("the file is UTF-16", where=f"{path}:1", hint="save the file as UTF-8")
-                if len(line) > MAX_ROW:
-                    size = len(line)
-                    while rest := file.readline(MAX_ROW):
-                        size += len(rest)
-                        if rest.endswith(b"\n"):
-                            break
-                    big = f"the line is {size / 1e6:.0f} MB; a seed may have {MAX_ROW / 1e6:.0f}"
-                    yield number, BadRow(big, hint="a line this long is rarely one task; cut the text into rows")
-                elif line.strip():
-                    yield number, line
-        except (gzip.BadGzipFile, EOFError, OSError) as error:
-            raise UserError(f"cannot be read: {error}", where=f"{path}:{number + 1}") from None
+    for number, line in _lines(path):
+        if isinstance(line, BadRow) or line.strip():
+            yield number, line
 
 
 def read_json(path: Path) -> Iterator[tuple[int, Any]]:
     """The rows of a JSON file: a list of objects, or an object that holds one such list."""
-    with _open(path) as file:
-        source = file.read().removeprefix(BOM)
+    try:
+        with _open(path) as file:
+            source = _plain(file.read(), path)
+    except UNREADABLE as error:
+        raise _unreadable(error, str(path)) from None
     if not source.strip():
         return
     try:
         rows = orjson.loads(source)
     except orjson.JSONDecodeError as error:
-        bad = _not_json(source, error)
-        line = source.count(b"\n", 0, error.pos) + 1
+        bad, line = _not_json(source, error), _line_of(source, error.pos)
         raise UserError(bad.cause, where=f"{path}:{line}", hint=bad.hint or "one object a line is a .jsonl") from None
     if isinstance(rows, dict):
         lists = [value for value in rows.values() if isinstance(value, list)]
         rows = lists[0] if len(lists) == 1 else [rows]
     if not isinstance(rows, list):
-        raise UserError("it is not a list of objects", where=str(path))
+        raise UserError("it is not a list of objects", where=str(path), hint='[{"instruction": "…"}, …] is one')
     yield from enumerate(rows, 1)
 
 
+def _line_of(source: bytes, place: int) -> int:
+    """The line of the character at `place`, or of the first byte that is not UTF-8."""
+    try:
+        return source.decode("utf-8").count("\n", 0, place) + 1
+    except UnicodeDecodeError as wrong:
+        return source.count(b"\n", 0, wrong.start) + 1
+
+
 def read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a CSV file with a header; a row with more or fewer cells than the header is a BadRow."""
+    """The rows of a CSV file with a header, by the line on which each begins.
+
+    A row with more or fewer cells than the header, or that is not UTF-8, is a BadRow.
+    """
     csv.field_size_limit(MAX_ROW)
-    with _open(path) as binary:
-        lines = (line.decode("utf-8") for line in binary)
-        try:
-            rows = csv.reader(lines, strict=True)
-            header = next(rows, None)
-            if not header:
-                return
-            header[0] = header[0].removeprefix("\ufeff")
-            for cells in rows:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    yield rows.line_num, BadRow(f"the row has {len(cells)} cells, the header has {len(header)}")
-                else:
-                    yield rows.line_num, dict(zip(header, cells, strict=True))
-        except UnicodeDecodeError as error:
-            raise UserError(f"invalid UTF-8: {error}", where=str(path), hint="save the file as UTF-8") from None
-        except csv.Error as error:
-            raise UserError(f"invalid CSV: {error}", where=f"{path}:{rows.line_num}") from None
+    rows = csv.reader(_csv_lines(path), strict=True)
+    start, header = 1, list[str]()
+    try:
+        header = next(rows, [])
+        _check_header(header, path)
+        start = rows.line_num + 1
+        for cells in rows:
+            if cells:
+                yield start, _csv_row(cells, header)
+            start = rows.line_num + 1
+    except csv.Error as error:
+        begun = f"the row begins on line {start}; " if start < rows.line_num else ""
+        hint = (
+            f'{begun}a cell with a comma, a quote or a line break stands in quotes, its own quotes doubled: "a ""b"""'
+        )
+        raise UserError(f"invalid CSV: {error}", where=f"{path}:{rows.line_num}", hint=hint) from None
+
+
+def _csv_lines(path: Path) -> Iterator[str]:
+    for number, line in _lines(path):
+        if isinstance(line, BadRow):
+            raise UserError(line.cause, where=f"{path}:{number}", hint=line.hint)
+        yield line.decode("utf-8", "surrogateescape")
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    if not _is_utf8(header):
+        raise UserError("invalid UTF-8", where=f"{path}:1", hint="save the file as UTF-8")
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise UserError(f"two columns are named {twice!r}", where=f"{path}:1", hint="the first line names the columns")
+
+
+def _csv_row(cells: list[str], header: list[str]) -> dict[str, str] | BadRow:
+    if len(cells) != len(header):
+        return BadRow(f"the row has {len(cells)} cells, the header has {len(header)}")
+    if not _is_utf8(cells):
+        return BadRow("invalid UTF-8", hint="save the file as UTF-8")
+    return dict(zip(header, cells, strict=True))
+
+
+def _is_utf8(cells: list[str]) -> bool:
+    """Whether no cell has what `surrogateescape` leaves of broken bytes."""
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -172,3 +226,4 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 READERS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
+BY_ROW = {".json", ".parquet"}  # their rows are counted, not their lines

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ValidationError
 
 from kdgen.errors import UserError
-from kdgen.readers import READERS, BadRow, parsed, suffix_of
+from kdgen.readers import BY_ROW, READERS, BadRow, parsed, suffix_of
 from kdgen.record import BLANK, Frozen, Message, Record, Reject, Row, digest
 from kdgen.resources import did_you_mean
 
@@ -57,9 +57,11 @@ def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
     such rows are listed with their reason and become rejects. Memory: 8 bytes a row and its id's hash.
     """
     name = name or str(path)
+    unit = "row" if suffix_of(path) in BY_ROW else "line"
     ids: set[int] = set()
     bad: dict[int, tuple[str, str]] = {}
-    number = count = 0
+    twins: dict[int, tuple[int, str]] = {}
+    count = 0
     for number, item in _rows(spec, path):
         count += 1
         try:
@@ -67,28 +69,29 @@ def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
         except BadRow as error:
             if spec.on_bad == "fail":
                 hint = error.hint or "fix the row, or go on without it: --on-bad-seed skip"
-                raise UserError(error.cause, where=f"{name}:{number}", hint=hint) from None
-            bad[number] = ("bad_seed", f"{name}:{number}: {error.cause}")
+                raise UserError(error.cause, where=_place(name, unit, number), hint=hint) from None
+            bad[number] = ("bad_seed", f"{_place(Path(name).name, unit, number)}: {error.cause}")
             continue
-        short = int.from_bytes(hashlib.blake2b(record.id.encode(), digest_size=8).digest(), "big")
+        short = _short(record.id)
         if short in ids:
-            first = next(n for n, other in _rows(spec, path) if _id(spec, other) == record.id)
-            if not given:
-                bad[number] = ("duplicate_seed", f"the same row as line {first}")
-            elif spec.on_bad == "skip":
-                bad[number] = ("bad_seed", f"{name}:{number}: the id {record.id!r} is taken by line {first}")
-            else:
+            if given and spec.on_bad == "fail":
                 raise UserError(
-                    f"the id {record.id!r} is taken by line {first}",
-                    where=f"{name}:{number}",
+                    f"the id {record.id!r} is taken by {unit} {_firsts(spec, path, {short})[short]}",
+                    where=_place(name, unit, number),
                     hint="ids must be unique; without an `id` column kdgen makes its own",
                 )
+            twins[number] = (short, record.id if given else "")
         ids.add(short)
     if count == 0:
         raise UserError("there is no seed in it", where=name, hint='a line such as {"instruction": "…"} is a seed')
     if len(bad) == count:
-        number, (_, detail) = next(iter(bad.items()))
-        raise UserError(f"no row of it is a seed; the first: {detail}", where=name)
+        first = next(iter(bad.values()))[1]
+        raise UserError(f"no row of it is a seed; the first: {first}", where=name, hint="--map says what a column is")
+    firsts = _firsts(spec, path, {short for short, _ in twins.values()}) if twins else {}
+    for number, (short, given_id) in twins.items():
+        first = f"{unit} {firsts[short]}"
+        here = f"{_place(Path(name).name, unit, number)}: the id {given_id!r} is taken by {first}"
+        bad[number] = ("bad_seed", here) if given_id else ("duplicate_seed", f"the same row as {first}")
     return Scan(count, file_sha256(path), bad)
 
 
@@ -126,11 +129,25 @@ def _rows(spec: Seeds, path: Path) -> Iterator[tuple[int, Any]]:
         yield number, item
 
 
-def _id(spec: Seeds, item: Any) -> str:
-    try:
-        return _record(spec, item)[0].id
-    except BadRow:
-        return ""
+def _place(name: str, unit: str, number: int) -> str:
+    return f"{name}:{number}" if unit == "line" else f"{name}: row {number}"
+
+
+def _short(made: str) -> int:
+    return int.from_bytes(hashlib.blake2b(made.encode(), digest_size=8).digest(), "big")
+
+
+def _firsts(spec: Seeds, path: Path, wanted: set[int]) -> dict[int, int]:
+    """Where each of the wanted ids stands first: one more pass, however many there are."""
+    found: dict[int, int] = {}
+    for number, item in _rows(spec, path):
+        try:
+            short = _short(_record(spec, item)[0].id)
+        except BadRow:
+            continue
+        if short in wanted:
+            found.setdefault(short, number)
+    return found
 
 
 def _record(spec: Seeds, item: Any) -> tuple[Record, bool]:
@@ -147,7 +164,7 @@ def _record(spec: Seeds, item: Any) -> tuple[Record, bool]:
     history = fields.get("history", ())
     given = fields.get("id")
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int) or given == ""):
-        raise BadRow(f"the id is {_kind(given)}, not a text or a number")
+        raise BadRow(f"the id is {_kind(given)}, not a text or a whole number")
     made = str(given) if given is not None else digest(content, [dict(turn) for turn in history], extra)
     fields = {**BLANK, **content, "id": made, "seeds": (made,), "history": history, "extra": extra}
     return Record.trusted(fields), given is not None
@@ -169,12 +186,17 @@ def _recognised(row: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         turns = next((name for name in ("messages", "conversations", "prompt") if isinstance(row.get(name), list)), "")
         main = turns or ("text" if row.get("text") is not None else "")
         if not main:
+            if wrong := next(
+                (name for name in (*SHAPES, "messages", "conversations") if row.get(name) is not None), ""
+            ):
+                wanted = "a text" if wrong in SHAPES else "a list of turns"
+                raise BadRow(f"{wrong} is {_kind(row[wrong])}, not {wanted}")
             columns = ", ".join(list(row)[:8]) or "none"
             known = ("instruction", "prompt", "question", "messages", "conversations", "text")
             near = next((hint for column in row if (hint := did_you_mean(column, known))), "")
             raise BadRow(
                 f"no column holds a task (columns: {columns})",
-                hint=near or "say which one does: --map instruction=COLUMN",
+                hint=near or "say which one does: --map instruction=COLUMN (the first line of a CSV names its columns)",
             )
         fields["messages" if turns else "text"] = row[main]
         used.add(main)
@@ -207,7 +229,7 @@ def _conversation(turns: Any) -> dict[str, Any]:
         if not isinstance(turn, dict):
             raise BadRow(f"turn {number} is {_kind(turn)}, not an object")
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role not in ROLES or not isinstance(content, str):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise BadRow(f"turn {number} needs a role (system, user, assistant) and a text content")
         try:
             said.append(Message.model_validate({"role": ROLES[role], "content": content}))

@@ -100,9 +100,7 @@ def test_a_passing_fault_is_retried_and_leaves_no_trace_in_the_rows(
     }
 
 
-@pytest.mark.parametrize(
-    "bad", [Answer(status=500), Answer(raw=b"not JSON")], ids=["500", "not-json"]
-)
+@pytest.mark.parametrize("bad", [Answer(status=500), Answer(raw=b"not JSON")], ids=["500", "not-json"])
 def test_a_request_that_always_fails_is_given_up_after_its_attempts_even_when_it_is_the_last(
     tmp_path: Path, slept: list[float], bad: Answer
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import JsonValue
 
 from kdgen.errors import UserError
-from kdgen.teachers.base import Call, Fault, Params, Raw, Request, TeacherSpec, Wire, chat_body
+from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Request, TeacherSpec, Wire, chat_body
 from kdgen.teachers.http import HttpWire, checked
 
 KEY = "OPENAI_API_KEY"
@@ -57,12 +57,25 @@ class OpenAI(TeacherSpec):
         limit = "max_tokens" if self.base_url else "max_completion_tokens"
         return {**chat_body(self.model, call, limit=limit), **self.extra}
 
-    def connect(self) -> Wire:
-        """The SDK for OpenAI, the lean wire for a server at `base_url`."""
+    def batches(self) -> BatchApi:
+        """OpenAI's Batch API, or that of the server at `base_url`."""
+        import openai
+
+        from kdgen.teachers.batch_apis import OpenAIBatches
+
+        key = self._key() or "none"
+        client = openai.AsyncOpenAI(api_key=key, base_url=self.base_url, max_retries=0, timeout=self.timeout)
+        return OpenAIBatches(client, "/chat/completions")
+
+    def _key(self) -> str:
         for need in self.needs():
             hint = f"export {self.api_key_env}=…, or use the embedded teacher: --teacher local"
             raise UserError(need, where=self.label, hint=hint)
-        key = os.environ.get(self.api_key_env, "")
+        return os.environ.get(self.api_key_env, "")
+
+    def connect(self) -> Wire:
+        """The SDK for OpenAI, the lean wire for a server at `base_url`."""
+        key = self._key()
         if self.base_url is None:
             return SdkWire(key, timeout=self.timeout)
         headers = {"authorization": f"Bearer {key}"} if key else {}
