@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from kdgen.stages import AnyStage
 from kdgen.teachers import AnyTeacher, parse_spec
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Budget
-from kdgen.yamls import Source, explain, load_yaml, parse_value
+from kdgen.yamls import Key, Source, explain, load_yaml, parse_value
 
 TRANSPORT = {
     "concurrency",
@@ -87,10 +87,13 @@ class Recipe(Frozen):
         rest = self.model_dump(mode="json", exclude={"about", "paper", "teachers", "seeds", "budget"})
         return digest(rest, teachers, texts)
 
-    def check(self, where: str) -> None:
-        """Raise UserError for everything that can be known to be wrong without seeds and without sending."""
+    def check(self, where: Callable[[Key], str]) -> None:
+        """Raise UserError for everything that can be known to be wrong without seeds and without sending.
+
+        `where` says in which line a key stands.
+        """
         for number, stage in enumerate(self.stages):
-            at = f"{where}: stages.{number}"
+            at = where(("stages", number))
             for role in sorted(stage.roles):
                 if role not in self.teachers:
                     raise UserError(
@@ -111,15 +114,19 @@ class Recipe(Frozen):
                 if member not in models:
                     hint = f"members are models: {', '.join(models)}"
                     raise UserError(
-                        f"{member!r} is no model of this recipe", where=f"{where}: teachers.{role}", hint=hint
+                        f"{member!r} is no model of this recipe", where=where(("teachers", role)), hint=hint
                     )
         for number, stage in enumerate(self.stages):
             for role in self.reach(stage.roles):
-                models[role].settle(stage.params, f"{where}: stages.{number} asking {role}")
+                models[role].settle(stage.params, f"{where(('stages', number))}: stage {stage.name} asking {role}")
         asked = {role for stage in self.stages for role in (*stage.roles, *self.reach(stage.roles))}
         for role in self.teachers:
             if role not in asked:
-                raise UserError(f"no stage asks the teacher {role!r}", where=f"{where}: teachers.{role}")
+                raise UserError(
+                    f"no stage asks the teacher {role!r}",
+                    where=where(("teachers", role)),
+                    hint=f"take it out, or let a stage ask it: `to: {role}`",
+                )
 
 
 def load_recipe(
@@ -149,7 +156,7 @@ def load_recipe(
         recipe = Recipe.model_validate(source.tree, context={"base": path.parent})
     except ValidationError as error:
         raise explain(error, source, Recipe) from None
-    recipe.check(str(path))
+    recipe.check(source.where)
     return recipe
 
 

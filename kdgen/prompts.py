@@ -30,6 +30,7 @@ import jinja2.meta
 import jinja2.sandbox
 import yaml
 from pydantic import BeforeValidator, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 from kdgen.errors import UserError
 from kdgen.record import Frozen, Message, digest
@@ -37,6 +38,8 @@ from kdgen.resources import did_you_mean, find
 
 ROLE = re.compile(r"^\[\[(system|user|assistant)\]\][ \t]*$", re.M)
 HEAD = re.compile(r"\A---\r?\n(.*?)^---[ \t]*\r?\n", re.S | re.M)
+KEYS = ("about", "paper", "variables")
+FRONT = "--- / about: … / variables: {instruction: …} / ---"
 
 _jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
@@ -105,27 +108,14 @@ def load_prompt(path: Path, name: str = "") -> Prompt:
     """Read a prompt file. Raises UserError with file and line for what is wrong with it."""
     try:
         source = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompt: {error}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"invalid UTF-8 at byte {error.start + 1}", where=str(path), hint="save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read the prompt: {error.strerror}", where=str(path)) from None
     head = HEAD.match(source)
     if not head:
-        raise UserError(
-            "a prompt begins with front matter",
-            where=f"{path}:1",
-            hint="--- / about: … / variables: {instruction: …} / ---",
-        )
-    try:
-        front = yaml.safe_load(head.group(1)) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"the front matter is not YAML: {error}", where=str(path)) from None
-    front = front if isinstance(front, dict) else {}
-    for key in front:
-        if key not in ("about", "paper", "variables"):
-            hint = did_you_mean(str(key), ["about", "paper", "variables"])
-            raise UserError(f"unknown key {key!r} in the front matter", where=f"{path}:1", hint=hint)
-    variables = front.get("variables") or {}
-    if not isinstance(variables, dict):
-        raise UserError("variables is a mapping of name: meaning", where=str(path))
+        raise UserError("a prompt begins with front matter", where=f"{path}:1", hint=FRONT)
+    front, variables, lines = _front(head.group(1), path)
     body, shift = source[head.end() :], source.count("\n", 0, head.end())
     parts = ROLE.split(body)
     if parts[0].strip() or len(parts) < 3:
@@ -145,9 +135,47 @@ def load_prompt(path: Path, name: str = "") -> Prompt:
             raise UserError(f"the prompt uses {variable!r} but does not declare it", where=f"{path}:{line}", hint=hint)
     for variable in variables:
         if variable not in used:
-            raise UserError(f"the prompt declares {variable!r} but never uses it", where=f"{path}:1")
-    about, paper = str(front.get("about", "")), str(front.get("paper", ""))
+            raise UserError(f"the prompt declares {variable!r} but never uses it", where=lines[variable])
+    about, paper = front.get("about", ""), front.get("paper", "")
     return Prompt(name=name or str(path), about=about, paper=paper, variables=variables, turns=turns)
+
+
+def _front(text: str, path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """The front matter's texts, its variables, and where each key of both stands."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"{path}:{mark.line + 2}" if mark else str(path)
+        raise UserError(f"the front matter is not YAML: {problem or error}", where=where) from None
+    lines: dict[str, str] = {}
+    top = _mapping(root, "the front matter", path, lines)
+    for key, value in top.items():
+        if key not in KEYS:
+            hint = did_you_mean(key, KEYS) or f"known here: {', '.join(KEYS)}"
+            raise UserError(f"unknown key {key!r} in the front matter", where=lines[key], hint=hint)
+        if key != "variables" and not isinstance(value, yaml.ScalarNode):
+            raise UserError(f"{key} is not a text", where=lines[key])
+    given = _mapping(top.pop("variables", None), "variables", path, lines)
+    if wrong := next((name for name, value in given.items() if not isinstance(value, yaml.ScalarNode)), ""):
+        raise UserError(f"the meaning of {wrong!r} is not a text", where=lines[wrong])
+    front, variables = ({key: str(node.value) for key, node in part.items()} for part in (top, given))
+    return front, variables, lines
+
+
+def _mapping(node: yaml.Node | None, what: str, path: Path, lines: dict[str, str]) -> dict[str, yaml.Node]:
+    """The values of a YAML mapping by key, the line of each key noted in `lines`."""
+    if node is None or (isinstance(node, yaml.ScalarNode) and node.value in ("", "null", "~")):
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{what} is a mapping", where=f"{path}:{node.start_mark.line + 2}", hint=FRONT)
+    found: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        name, where = str(key.value), f"{path}:{key.start_mark.line + 2}"
+        if name in found:
+            raise UserError(f"{name!r} stands twice", where=where)
+        found[name], lines[name] = value, where
+    return found
 
 
 def _line(body: str, name: str) -> int:
@@ -159,7 +187,12 @@ def _resolve(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str):
         return value
     base = (info.context or {}).get("base", Path())
-    return load_prompt(find("prompts", value, base), value)
+    try:
+        path = find("prompts", value, base)
+    except UserError as error:
+        # The recipe's own error then, which knows the line.
+        raise PydanticCustomError("no_prompt", "{cause}", {"cause": error.cause, "hint": error.hint}) from None
+    return load_prompt(path, value)
 
 
 PromptFile = Annotated[Prompt, BeforeValidator(_resolve)]

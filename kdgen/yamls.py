@@ -35,7 +35,7 @@ class Source:
         for place, part in enumerate(key):
             last = place == len(key) - 1
             if isinstance(here, list):
-                if not part.isdigit() or int(part) >= len(here):
+                if not part.isdecimal() or int(part) >= len(here):
                     raise UserError(
                         f"{'.'.join(map(str, done))} has {len(here)} items, numbered from 0",
                         where=origin,
@@ -49,11 +49,14 @@ class Source:
                 done = (*done, part)
                 if last:
                     here[part] = value
-                elif not isinstance(here.get(part), dict | list):
-                    here[part] = {"path": here[part]} if part == "seeds" and isinstance(here.get(part), str) else {}
+                elif not isinstance(below := here.get(part), dict | list):
+                    if below is not None and part != "seeds":
+                        raise UserError(f"{'.'.join(map(str, done))} is {below!r} and holds no keys", where=origin)
+                    here[part] = {} if below is None else {"path": below}
+                    self.lines.setdefault(done, origin)
                 here = here[part]
             else:
-                raise UserError(f"{'.'.join(map(str, done))} holds no keys", where=origin)
+                raise UserError(f"{'.'.join(map(str, done))} is {here!r} and holds no keys", where=origin)
         for old in [line for line in self.lines if line[: len(done)] == done]:
             del self.lines[old]
         self.lines[done] = origin
@@ -72,14 +75,18 @@ def load_yaml(path: Path) -> Source:
     """Read a mapping. Raises UserError with file and line for a syntax error or a key that stands twice."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"invalid UTF-8 at byte {error.start + 1}", where=str(path), hint="save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
     lines: dict[Key, str] = {}
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if isinstance(root, yaml.MappingNode):
             _walk(root, (), path, lines)
         tree = yaml.safe_load(text)
+    except RecursionError:
+        raise UserError("the YAML is nested without end", where=f"{path}:1", hint="an alias contains itself") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -110,7 +117,7 @@ def _walk(node: yaml.Node, at: Key, path: Path, lines: dict[Key, str]) -> None:
 
 def explain(error: ValidationError, source: Source, model: type[BaseModel]) -> UserError:
     """The first problem of a validation error as the user's own words: file, line, key, cause, and what was meant."""
-    problems = error.errors()
+    problems = [each for each in error.errors() if not _follows(each["loc"], each["type"], error)]
     first = problems[0]
     key, here = _key(first["loc"], source.tree)
     name = ".".join(str(part) for part in key)
@@ -122,19 +129,36 @@ def explain(error: ValidationError, source: Source, model: type[BaseModel]) -> U
         hint = did_you_mean(str(key[-1]), known) or f"known here: {', '.join(known)}"
     elif first["type"] == "missing":
         cause = f"{name} is missing"
-    elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        context = first.get("ctx", {})
-        tags = str(context.get("expected_tags", "")).replace("'", "").split(", ")
-        tag = str(context.get("tag", ""))
-        cause = f"{name}: {tag!r} is not one of its kinds" if tag else f"{name}: say which kind it is"
-        hint = did_you_mean(tag, tags) or f"one of {', '.join(tags)}"
-    elif isinstance(wrong := first.get("ctx", {}).get("error"), UserError):
-        return wrong
+    elif first["type"] == "union_tag_invalid":
+        context = first["ctx"]
+        tags, tag = str(context["expected_tags"]).replace("'", "").split(", "), str(context["tag"])
+        given = "None" not in tag.split("/")
+        cause = f"{name}: {tag!r} is not one of its kinds" if given else f"{name}: say which stage and method it is"
+        hint = (did_you_mean(tag, tags) if given else "") or f"one of {', '.join(tags)}"
+    elif first["type"] == "union_tag_not_found":
+        by = str(first["ctx"]["discriminator"]).strip("'")
+        cause = f"{name}: `{by}:` is missing"
+        hint = f"one of {', '.join(_kinds(model, first['loc'], by))}"
     else:
-        cause = f"{name}: {first['msg'].removeprefix('Value error, ')}"
+        hint = str(first.get("ctx", {}).get("hint", ""))
+        plain = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
+        cause = f"{name}: {plain}"
         if isinstance(here, str | int | float | bool):
             cause += f" (it is {here!r})"
     return UserError(cause + more, where=source.where(key), hint=hint)
+
+
+PLAIN = {
+    "model_attributes_type": "a mapping belongs here",
+    "model_type": "a mapping belongs here",
+    "dict_type": "a mapping belongs here",
+    "tuple_type": "a list belongs here",
+}
+
+
+def _follows(loc: tuple[int | str, ...], kind: str, error: ValidationError) -> bool:
+    """Whether a list counts as too short only since an item of it is wrong."""
+    return kind == "too_short" and any(other["loc"][:-1][: len(loc)] == loc for other in error.errors())
 
 
 def _key(loc: tuple[int | str, ...], tree: Any) -> tuple[Key, Any]:
@@ -159,6 +183,16 @@ def _inside(tree: Any, part: str | int) -> bool:
 
 def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The field names known where `loc` leads."""
+    return list(dict.fromkeys(name for option in _options(model, loc) for name in option.model_fields))
+
+
+def _kinds(model: type[BaseModel], loc: tuple[int | str, ...], by: str) -> list[str]:
+    """The kinds that a union tells apart by the field `by`."""
+    return [str(option.model_fields[by].default) for option in _options(model, loc) if by in option.model_fields]
+
+
+def _options(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
+    """The models that may stand where `loc` leads."""
     annotation: Any = model
     for part in loc:
         options = list(_models(annotation))
@@ -170,8 +204,7 @@ def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
             # A union's kind narrows the choice; an index or a role's name does not.
             kinds = [option for option in options if isinstance(part, str) and part in _tags(option)]
             annotation = kinds[0] if kinds else annotation
-    found = list(_models(annotation))
-    return list(dict.fromkeys(name for option in found for name in option.model_fields))
+    return list(_models(annotation))
 
 
 def _tags(model: type[BaseModel]) -> set[str]:

@@ -172,7 +172,7 @@ class FakeWire:
         self.script = script
         self.wait = wait
         self.requests: list[Request] = []
-        self.opened = self.closed = 0
+        self.opened = self.closed = self.busy = self.peak = 0
 
     def open(self, *_: object) -> FakeWire:
         """In the place of a teacher's `connect`."""
@@ -183,8 +183,13 @@ class FakeWire:
         """Answer."""
         seen = sum(request.key == other.key for other in self.requests)
         self.requests.append(request)
-        if self.wait is not None:
-            await asyncio.sleep(self.wait())
+        self.busy += 1
+        self.peak = max(self.peak, self.busy)
+        try:
+            if self.wait is not None:
+                await asyncio.sleep(self.wait())
+        finally:
+            self.busy -= 1
         answer = self.script(json.loads(request.body) | {"nth": request.nth}, seen)
         if answer.status != 200:
             kind: Any = {429: "rate", 400: "never", 401: "stop"}.get(answer.status, "transient")

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server import FakeWire, environment, make, tasks, write_seeds
 
 from kdgen.errors import EndpointError, UserError
 from kdgen.teachers.base import Raw, Request
 from kdgen.teachers.ledger import Ledger
-from server import FakeWire, environment, make, tasks, write_seeds
 
 
 def asked(number: int = 0, nth: int = 0) -> Request:

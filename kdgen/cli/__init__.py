@@ -71,6 +71,18 @@ Form = Annotated[str | None, typer.Option("--format", "-f", metavar="FORMAT", he
 LedgerOpt = Annotated[
     str, typer.Option("--ledger", envvar="KDGEN_LEDGER", metavar="PATH", help="The file that keeps every paid reply.")
 ]
+Wait = Annotated[
+    bool,
+    typer.Option("--wait/--no-wait", help="Wait for batches (mode: batch), or exit with 75 and go on when run again."),
+]
+MaxWait = Annotated[
+    float | None,
+    typer.Option(
+        "--max-wait", metavar="SECONDS", min=0, help="Cancel a batch that takes longer; its stragglers go online."
+    ),
+]
+BudgetUsd = Annotated[float | None, typer.Option("--budget-usd", min=0, help="The most this run may cost.")]
+BudgetTokens = Annotated[int | None, typer.Option("--budget-tokens", min=1, help="The most tokens this run may use.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest to stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]
 
@@ -94,6 +106,10 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         on_bad_seed: OnBad = None,
         format_: Form = None,
         ledger: LedgerOpt = ".kdgen/ledger.db",
+        budget_usd: BudgetUsd = None,
+        budget_tokens: BudgetTokens = None,
+        wait: Wait = True,
+        max_wait: MaxWait = None,
         json_: AsJson = False,
         quiet: Quiet = False,
     ) -> None:
@@ -102,7 +118,8 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         name = work.recipe_of(verb, method)
         work.make(
             name, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
-            on_bad=on_bad_seed, form=format_, ledger=ledger, as_json=json_, quiet=quiet,
+            on_bad=on_bad_seed, form=format_, ledger=ledger, budget_usd=budget_usd, budget_tokens=budget_tokens,
+            wait=wait, max_wait=max_wait, as_json=json_, quiet=quiet,
         )  # fmt: skip
 
     command.__doc__ = about
@@ -128,6 +145,10 @@ def run(
     on_bad_seed: OnBad = None,
     format_: Form = None,
     ledger: LedgerOpt = ".kdgen/ledger.db",
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
+    wait: Wait = True,
+    max_wait: MaxWait = None,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -136,7 +157,8 @@ def run(
 
     work.make(
         recipe, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
-        on_bad=on_bad_seed, form=format_, ledger=ledger, as_json=json_, quiet=quiet,
+        on_bad=on_bad_seed, form=format_, ledger=ledger, budget_usd=budget_usd, budget_tokens=budget_tokens,
+            wait=wait, max_wait=max_wait, as_json=json_, quiet=quiet,
     )  # fmt: skip
 
 

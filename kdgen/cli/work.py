@@ -56,15 +56,20 @@ def make(
     on_bad: str | None,
     form: str | None,
     ledger: str,
+    budget_usd: float | None,
+    budget_tokens: int | None,
+    wait: bool,
+    max_wait: float | None,
     as_json: bool,
     quiet: bool,
-    wait: bool = True,
-    max_wait: float | None = None,
 ) -> None:
     """Make a dataset: load, check, run, publish, print."""
     if out == "-" and as_json:
         raise UserError("-o - and --json both want stdout", hint="name a folder with -o DIR")
     changes = _changes(seeds, limit=limit, target=target, columns=columns, on_bad=on_bad, form=form)
+    changes |= {
+        f"budget.{unit}": cap for unit, cap in (("usd", budget_usd), ("tokens", budget_tokens)) if cap is not None
+    }
     recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
     path, spooled = _seed_file(recipe)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -62,13 +63,17 @@ class Bill:
     imports: int = 0
     paid: dict[str, Sum] = field(default_factory=dict)
     used: dict[str, Sum] = field(default_factory=dict)
+    _held: int = 0
     _held_tokens: int = 0
     _held_usd: float = 0.0
     _lost_tokens: int = 0
     _lost_usd: float = 0.0
+    _turns: list[asyncio.Future[None]] = field(default_factory=list)
 
-    def reserve(self, spec: TeacherSpec, request: Request) -> Hold:
-        """Set aside the most that `request` can cost. Raises BudgetReached where that could pass the cap.
+    async def reserve(self, spec: TeacherSpec, request: Request) -> Hold:
+        """Set aside the most that `request` can cost, once that fits beside what is in flight.
+
+        Raises BudgetReached where it could pass the cap however little the requests in flight cost.
 
         A token is at least one byte of the request, so the body's length bounds the input from above.
         """
@@ -87,25 +92,46 @@ class Bill:
                 hint="name its prices in a file (--prices FILE), or cap tokens: budget.tokens",
             )
         hold = Hold(tokens, price.worst(len(request.body), request.room) if price else 0.0)
-        over = []
-        used, spent = self.tokens + self._lost_tokens, self.usd + self._lost_usd
-        if self.budget.tokens is not None and used + self._held_tokens + hold.tokens > self.budget.tokens:
-            over.append(f"{used:,} of {self.budget.tokens:,} tokens are used")
-        if self.budget.usd is not None and spent + self._held_usd + hold.usd > self.budget.usd:
-            over.append(f"${spent:.4f} of ${self.budget.usd:.4f} is spent")
-        if over:
-            raise BudgetReached(
-                f"the budget is reached: {', '.join(over)}, and the next request could pass it",
-                hint="what was paid is kept; raise the budget and run the same command to go on",
-            )
+        # What is held may turn out cheaper: only what is used for certain can end the run.
+        while not self._fits(hold, held=True):
+            if not self._fits(hold, held=False) or not self._held:
+                raise BudgetReached(
+                    f"the budget is reached: {self._spent()}, and the next request could pass it",
+                    hint="what was paid is kept; raise the budget and run the same command to go on",
+                )
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._turns.append(turn)
+            await turn
+        self._held += 1
         self._held_tokens += hold.tokens
         self._held_usd += hold.usd
         return hold
 
+    def _fits(self, hold: Hold, *, held: bool) -> bool:
+        tokens = self.tokens + self._lost_tokens + hold.tokens + (self._held_tokens if held else 0)
+        usd = self.usd + self._lost_usd + hold.usd + (self._held_usd if held else 0.0)
+        limits = self.budget
+        return (limits.tokens is None or tokens <= limits.tokens) and (limits.usd is None or usd <= limits.usd)
+
+    def _spent(self) -> str:
+        parts = []
+        if self.budget.tokens is not None:
+            parts.append(f"{self.tokens + self._lost_tokens:,} of {self.budget.tokens:,} tokens are used")
+        if self.budget.usd is not None:
+            parts.append(f"${self.usd + self._lost_usd:.4f} of ${self.budget.usd:.4f} is spent")
+        return ", ".join(parts)
+
     def release(self, hold: Hold) -> None:
         """Give a reservation back, once the real cost is counted or there is none."""
+        if hold is NOTHING:
+            return
+        self._held -= 1
         self._held_tokens -= hold.tokens
         self._held_usd -= hold.usd
+        turns, self._turns = self._turns, []
+        for turn in turns:
+            if not turn.done():
+                turn.set_result(None)
 
     def sent(self) -> None:
         """One request goes out."""

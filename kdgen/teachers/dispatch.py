@@ -103,7 +103,7 @@ class Dispatch:
         self._pending: dict[str, asyncio.Future[Raw]] = {}
         self._successes = 0
         self._faults = 0
-        self._last_success = 0.0
+        self._last_success = time.monotonic()
 
     async def complete(self, request: Request) -> Reply:
         """The reply to `request`, from the ledger or from the wire.
@@ -234,7 +234,7 @@ class Dispatch:
             self._wire = self.spec.connect()
             self._last_success = time.monotonic()
         try:
-            hold = self.bill.reserve(self.spec, request)
+            hold = await self.bill.reserve(self.spec, request)
         except KdgenError as error:
             self.halt.set(error)
             raise
