@@ -46,6 +46,7 @@ def test_kill_9_again_and_again(tmp_path: Path) -> None:
     dice = random.Random(SEED)
     write_seeds(tmp_path / "seeds.jsonl", tasks(SEEDS))
     kills = in_flight = early = 0
+    committed_at: list[tuple[int, set[str]]] = []
     with Server(mixed, latency=0.02) as server:
         asked = ("label", "seeds.jsonl", "-t", f"openai:stub@{server.url}", "-q")
         while True:
@@ -71,17 +72,13 @@ def test_kill_9_again_and_again(tmp_path: Path) -> None:
             lost = set(server.bodies[began:ended]) - kept
             assert len(lost) <= CONCURRENCY
             in_flight += len(lost)
-            # What the killed process had sent may reach the server a moment later; what is committed never again.
-            committed, mark = kept, len(server.bodies)
-            seen_again = committed & set(server.bodies[mark:])
-            assert not seen_again
-            previous = getattr(server, "committed", [])
-            server.committed = [*previous, (mark, committed)]  # type: ignore[attr-defined]
-        for mark, committed in getattr(server, "committed", []):
+            committed_at.append((len(server.bodies), kept))
+        for mark, committed in committed_at:
             assert not committed & set(server.bodies[mark:]), "a reply that was on disk was paid for again"
         repeats, total = server.repeats(), len(server.bodies)
         assert len(set(server.bodies)) == SEEDS
-        assert repeats <= in_flight, "more was asked twice than was in flight at the kills"
+        # What a killed process had sent may reach the server a moment after it was counted, so by kills, not by count.
+        assert repeats <= kills * CONCURRENCY, "more was asked twice than can have been in flight at the kills"
         manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
         whole = kdgen(*asked, "-o", "whole", "--ledger", "whole.db", cwd=tmp_path)
         assert whole.returncode == 0, whole.stderr

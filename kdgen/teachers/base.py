@@ -127,13 +127,18 @@ class TeacherSpec(Params):
         """Whether the provider has batches."""
         return type(self).batches is not TeacherSpec.batches
 
+    def accepts(self) -> frozenset[str]:
+        """The parameters that this teacher takes."""
+        return self.takes
+
     def settle(self, params: Params, where: str) -> tuple[Params, list[str]]:
         """`params` over this teacher's own, and the names of those it does not take (when dropped).
 
         Raises UserError where one is not taken and `unsupported` is "fail".
         """
         merged = params.over(self)
-        alien = [name for name in merged.given() if name not in self.takes]
+        taken = self.accepts()
+        alien = [name for name in merged.given() if name not in taken]
         if alien and self.unsupported == "fail":
             role = where.rsplit(" ", 1)[-1]
             raise UserError(

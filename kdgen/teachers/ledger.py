@@ -183,9 +183,24 @@ class Ledger:
             self._lock_path(self.owner).unlink(missing_ok=True)
             os.close(self._lock_file)
             self._lock_file = None
+            for path in self.path.parent.glob(f"{self.path.name}-owner-*"):
+                self.alive(path.name.removeprefix(f"{self.path.name}-owner-"))
 
     def _lock_path(self, owner: str) -> Path:
         return self.path.with_name(f"{self.path.name}-owner-{owner}")
+
+    def _live(self) -> int:
+        """Hold this owner's lock file. One that another process tidied away before it was held is made anew."""
+        path = self._lock_path(self.owner)
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                if os.stat(path).st_ino == os.fstat(handle).st_ino:
+                    return handle
+            except FileNotFoundError:
+                pass
+            os.close(handle)
 
     def alive(self, owner: str) -> bool:
         """Whether the process that this owner stands for still runs."""
@@ -208,8 +223,7 @@ class Ledger:
     async def transact(self, run: Callable[[sqlite3.Connection], Any]) -> Any:
         """Run `run` inside the next commit; its result, once that is on disk."""
         if self._writer is None:
-            self._lock_file = os.open(self._lock_path(self.owner), os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+            self._lock_file = self._live()
             self._writer = threading.Thread(target=self._work, args=(asyncio.get_running_loop(),), daemon=True)
             self._writer.start()
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -46,18 +46,35 @@ class Local(TeacherSpec):
         """local:name; of a file its name, not its folder, since labels are published in rows."""
         return f"local:{self.path.name if self.path else self.model}"
 
+    @cached_property
+    def identity(self) -> str:
+        """The model as the ledger knows it: its name and the start of its file's SHA-256."""
+        if self.path is None:
+            return f"{self.model}@{models.named(self.model).sha256[:12]}"
+        _magic(self.path)
+        return f"{self.path.name}@{models.file_digest(self.path)[:12]}"
+
     def check(self) -> None:
-        """Raise UserError for an unknown name, a file that is not a GGUF model, or a missing runtime."""
+        """Raise UserError for an unknown name, or a file that is not a GGUF model."""
         if self.path is None:
             models.named(self.model)
         else:
             _magic(self.path)
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise UserError("the local teacher needs xllamacpp", hint="pip install 'kdgen[local]'")
+
+    def needs(self) -> list[str]:
+        """The runtime, where it is not installed. A missing model is no need: `connect` gets it."""
+        return [] if importlib.util.find_spec("xllamacpp") else ["xllamacpp is not installed"]
+
+    def origin(self) -> dict[str, str]:
+        """Licence, origin and notice of a named model; of a user's own file nothing is known but its digest."""
+        if self.path is not None:
+            return {"origin": self.identity}
+        model = models.named(self.model)
+        return {"licence": model.licence, "origin": model.origin, "notice": model.notice}
 
     def body(self, call: Call) -> dict[str, Any]:
         """The chat-completions body, always seeded, with a model identity that changes with the file's content."""
-        body = chat_body(self._identity(), call)
+        body = chat_body(self.identity, call)
         body.setdefault("seed", call.nth)
         # A prompt cache would let an earlier request change the numbers of a later one.
         body["cache_prompt"] = False
@@ -68,19 +85,15 @@ class Local(TeacherSpec):
     def connect(self) -> Wire:
         """Make sure that the model's file is here; the model itself is loaded at the first request."""
         self.check()
+        for need in self.needs():
+            raise UserError(f"the local teacher cannot start: {need}", hint="pip install 'kdgen[local]'")
         path = self.path or models.find(self.model)
         if path is None:
             size = models.named(self.model).size / 1e6
             print(f"the local model {self.model} is not here yet: getting it ({size:.0f} MB)", file=sys.stderr)
             path = models.pull(self.model, lambda line: None)
         threads = max(1, (self.threads or cpus()) // self.concurrency)
-        return LocalWire(path, self._identity(), self.concurrency, self.context, threads, self.timeout)
-
-    def _identity(self) -> str:
-        if self.path is None:
-            return f"{self.model}@{models.named(self.model).sha256[:12]}"
-        _magic(self.path)
-        return f"{self.path.name}@{models.file_digest(self.path)[:12]}"
+        return LocalWire(path, self.identity, self.concurrency, self.context, threads, self.timeout)
 
 
 def _magic(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI and every server that speaks its chat-completions dialect.
+"""OpenAI and every server that speaks one of its dialects: chat completions or responses.
 
 `openai:MODEL` is OpenAI itself, through the official SDK. With a `base_url` it is a compatible server
 (llama.cpp, SGLang, Ollama, LiteLLM, …), through the lean wire.
@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import JsonValue
+import orjson
+from pydantic import Field, JsonValue
 
 from kdgen.errors import UserError
-from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Request, TeacherSpec, Wire, chat_body
+from kdgen.teachers import models_table, responses
+from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body
 from kdgen.teachers.http import HttpWire, checked
 
 KEY = "OPENAI_API_KEY"
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+OWN = {"model", "messages", "stream", "n", "service_tier", "prompt_cache_key", "max_completion_tokens", "top_logprobs"}
+OWN_RESPONSES = {"input", "instructions", "max_output_tokens", "reasoning", "text", "include", "store"}
 
 
 class OpenAI(TeacherSpec):
-    """OpenAI's chat completions, or a compatible server at `base_url`.
+    """OpenAI's models, or a compatible server at `base_url`.
 
     `extra` holds fields of the server's own (`top_k`, `min_p`, `chat_template_kwargs`, …); they are sent
     as they are. The key comes from the environment variable that `api_key_env` names.
@@ -29,20 +35,40 @@ class OpenAI(TeacherSpec):
     provider: Literal["openai"] = "openai"
     base_url: str | None = None
     api_key_env: str = KEY
+    api: Literal["auto", "chat", "responses"] = Field(
+        "auto", description="the API that is asked; auto: chat, and responses for OpenAI's models that need it"
+    )
+    summary: responses.Summary | None = Field(
+        None, description="ask for a summary of the reasoning, which then stands apart from the answer"
+    )
+    service_tier: Literal["auto", "default", "flex", "priority"] = Field(
+        "auto", description="flex: batch prices, slower, and now and then refused for a while"
+    )
+    prompt_cache_key: str | None = Field(None, description="requests with the same key share OpenAI's prompt cache")
     extra: dict[str, JsonValue] = {}
 
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields)
 
+    @property
+    def dialect(self) -> Literal["chat", "responses"]:
+        """The API that is asked."""
+        if self.api != "auto":
+            return self.api
+        own = self.base_url is None and (self.summary or models_table.RESPONSES_ONLY.match(self.model))
+        return "responses" if own else "chat"
+
     def check(self) -> None:
-        """A model must be named, a URL must be one, and OpenAI itself needs a key."""
+        """A model must be named, a URL must be one, and no field may be without effect."""
         if not self.model:
             raise UserError("no model is named", where=self.label, hint="--teacher openai:MODEL")
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise UserError(
                 f"{self.base_url!r} is not a URL", where=self.label, hint="base_url looks like http://HOST:PORT/v1"
             )
-        clash = sorted(set(self.extra) & {"model", "messages", *Params.model_fields, "stream", "n"})
-        if clash:
+        if self.summary and self.dialect == "chat":
+            raise UserError("summary has no effect in chat completions", where=self.label, hint="api: responses")
+        own = OWN | {*Params.model_fields} | (OWN_RESPONSES if self.dialect == "responses" else {"reasoning_effort"})
+        if clash := sorted(set(self.extra) & own):
             raise UserError(
                 f"extra must not set {', '.join(clash)}", where=self.label, hint="kdgen has a field for it, or needs it"
             )
@@ -52,74 +78,144 @@ class OpenAI(TeacherSpec):
         missing = self.base_url is None and not os.environ.get(self.api_key_env)
         return [f"{self.api_key_env} is not set"] if missing else []
 
+    def accepts(self) -> frozenset[str]:
+        """What the API takes, without what this model refuses at this effort."""
+        return self.takes - set(self._refused())
+
+    def _refused(self) -> dict[str, str]:
+        lacks = self.takes - responses.TAKES if self.dialect == "responses" else ()
+        model = models_table.refused(self.model, self.effort) if self.base_url is None else {}
+        return dict.fromkeys(lacks, "the Responses API has none") | model
+
+    def settle(self, params: Params, where: str) -> tuple[Params, list[str]]:
+        """See `TeacherSpec.settle`; what OpenAI's own models take depends on the effort that is asked for."""
+        asked = self.model_copy(update={"effort": params.effort or self.effort})
+        if self.base_url is None and asked.effort in models_table.gpt(self.model).not_effort:
+            fits = [each for each in EFFORTS if each not in models_table.gpt(self.model).not_effort]
+            raise UserError(
+                f"{self.label} has no effort {asked.effort!r}", where=where, hint=f"one of {', '.join(fits)}"
+            )
+        try:
+            return super(OpenAI, asked).settle(params, where)
+        except UserError as error:
+            refused = asked._refused()
+            why = "; ".join(dict.fromkeys(refused[name] for name in params.over(self).given() if name in refused))
+            raise UserError(f"{error.cause} ({why})", where=error.where, hint=error.hint) from None
+
+    def request(self, call: Call) -> Request:
+        """The wire's own JSON for `call`."""
+        body = orjson.dumps(self.body(call), option=orjson.OPT_SORT_KEYS)
+        return Request(f"openai.{self.dialect}", body, call.nth, call.params.max_tokens or 0)
+
     def body(self, call: Call) -> dict[str, Any]:
-        """OpenAI itself wants `max_completion_tokens`; compatible servers know `max_tokens`."""
-        limit = "max_tokens" if self.base_url else "max_completion_tokens"
-        return {**chat_body(self.model, call, limit=limit), **self.extra}
+        """OpenAI itself wants strict schemas and `max_completion_tokens`; other servers get schemas as they are."""
+        if self.base_url is None and call.schema is not None:
+            title = responses.schema_name(call.schema)
+            call = replace(call, schema=responses.strict_schema({**call.schema, "title": title}))
+        if self.dialect == "responses":
+            body = responses.responses_body(self.model, call, summary=self.summary)
+        else:
+            body = chat_body(self.model, call, limit="max_tokens" if self.base_url else "max_completion_tokens")
+        if self.service_tier != "auto":
+            body["service_tier"] = self.service_tier
+        if self.prompt_cache_key is not None:
+            body["prompt_cache_key"] = self.prompt_cache_key
+        return {**body, **self.extra}
 
-    def batches(self) -> BatchApi:
-        """OpenAI's Batch API, or that of the server at `base_url`."""
-        import openai
-
-        from kdgen.teachers.batch_apis import OpenAIBatches
-
-        key = self._key() or "none"
-        client = openai.AsyncOpenAI(api_key=key, base_url=self.base_url, max_retries=0, timeout=self.timeout)
-        return OpenAIBatches(client, "/chat/completions")
-
-    def _key(self) -> str:
-        for need in self.needs():
-            hint = f"export {self.api_key_env}=…, or use the embedded teacher: --teacher local"
-            raise UserError(need, where=self.label, hint=hint)
-        return os.environ.get(self.api_key_env, "")
+    def read(self, request: Request, raw: Raw) -> Reply:
+        """See `TeacherSpec.read`; the request says which API it was for."""
+        if request.wire == "openai.responses":
+            return responses.read_responses(request.key, self.label, raw)
+        return super().read(request, raw)
 
     def connect(self) -> Wire:
         """The SDK for OpenAI, the lean wire for a server at `base_url`."""
-        key = self._key()
+        path = "/responses" if self.dialect == "responses" else "/chat/completions"
+        key = read_key(self)
+        wire: Wire
         if self.base_url is None:
-            return SdkWire(key, timeout=self.timeout)
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        return HttpWire(self.base_url.rstrip("/") + "/chat/completions", headers, connections=self.concurrency)
+            import openai
+
+            wire = SdkWire(openai, self._client(key), path, key)
+        else:
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            wire = HttpWire(self.base_url.rstrip("/") + path, headers, connections=self.concurrency)
+        return responses.ResponsesWire(wire) if self.dialect == "responses" else wire
+
+    def batches(self) -> BatchApi:
+        """OpenAI's Batch API, or that of the server at `base_url`."""
+        from kdgen.teachers.batch_apis import OpenAIBatches
+
+        path = "/responses" if self.dialect == "responses" else "/chat/completions"
+        return OpenAIBatches(self._client(read_key(self) or "none"), path)
+
+    def _client(self, key: str) -> Any:
+        import openai
+
+        return openai.AsyncOpenAI(
+            api_key=key,
+            base_url=self.base_url,
+            max_retries=0,
+            timeout=self.timeout,
+            http_client=openai.DefaultAioHttpClient(),
+        )
+
+
+def read_key(spec: Any) -> str:
+    """The API key that a teacher's environment variable holds. Raises UserError where it lacks or cannot be one."""
+    for need in spec.needs():
+        hint = f"export {spec.api_key_env}=…, or use the embedded teacher: --teacher local"
+        raise UserError(need, where=spec.label, hint=hint)
+    key = os.environ.get(spec.api_key_env, "").strip()
+    if not key.isascii() or any(mark.isspace() for mark in key):
+        raise UserError(f"{spec.api_key_env} holds characters that no key has", where=spec.label, hint="set it again")
+    return key
 
 
 class SdkWire:
-    """The official SDK as a wire: its auth, address and transport, none of its retries or parsing."""
+    """An official SDK as a wire: its auth, address and transport, none of its retries or parsing.
 
-    path = "/chat/completions"
+    The SDKs of OpenAI and Anthropic are made by one generator and have the same names for the same things.
+    """
 
-    def __init__(self, key: str, *, timeout: float) -> None:
-        import openai
+    def __init__(self, sdk: Any, client: Any, path: str, key: str) -> None:
+        import httpx2
 
-        self._sdk = openai
-        self._client = openai.AsyncOpenAI(
-            api_key=key, max_retries=0, timeout=timeout, http_client=openai.DefaultAioHttpClient()
-        )
+        self._sdk = sdk
+        self._client = client
+        self._path = path
+        self._key = key if len(key) >= 8 else ""
+        self._http: Any = httpx2
         self._options: Any = {"headers": {"content-type": "application/json"}}
 
     async def send(self, request: Request) -> Raw:
-        """Send the request's own bytes once. Raises Fault."""
+        """Send the request's own bytes once. Raises Fault. Nothing that comes back holds the key."""
         sdk = self._sdk
         try:
-            response: Any = await self._client.post(
-                self.path, cast_to=RAW_RESPONSE(), content=request.body, options=self._options
+            response = await self._client.post(
+                self._path, cast_to=self._http.Response, content=request.body, options=self._options
             )
         except sdk.APIStatusError as error:
-            headers: Mapping[str, str] = error.response.headers
-            return checked(error.status_code, headers, error.response.content, self._client.api_key)
-        except sdk.APITimeoutError:
-            raise Fault("transient", "no reply in time", billed=True) from None
+            response = error.response
         except sdk.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise Fault("transient", f"the connection broke: {cause}", billed=True) from None
-        return checked(response.status_code, response.headers, response.content)
+            raise self._broken(error.__cause__ or error) from None
+        body: bytes = response.content
+        headers: Mapping[str, str] = response.headers
+        return checked(response.status_code, headers, body.replace(self._key.encode(), b"[key]") if self._key else body)
+
+    def _broken(self, cause: BaseException) -> Fault:
+        """The Fault of a request without a reply: only one that may have arrived may have been billed."""
+        http = self._http
+        text = f"{type(cause).__name__} {cause}".rstrip()
+        text = text.replace(self._key, "[key]") if self._key else text
+        if isinstance(cause, http.InvalidURL | http.UnsupportedProtocol):
+            return Fault("stop", f"not a URL: {text}", hint="base_url looks like https://HOST")
+        if isinstance(cause, http.ConnectError | http.ConnectTimeout | http.PoolTimeout):
+            return Fault("transient", f"cannot connect: {text}", hint=f"is there a way to {self._client.base_url}?")
+        if isinstance(cause, http.TimeoutException):
+            return Fault("transient", "no reply in time", billed=True)
+        return Fault("transient", f"the connection broke: {text}", billed=True)
 
     async def close(self) -> None:
         """Close the client."""
         await self._client.close()
-
-
-def RAW_RESPONSE() -> Any:
-    """The class that tells the SDK to hand back the HTTP response unread."""
-    import httpx2
-
-    return httpx2.Response

@@ -1,0 +1,205 @@
+"""Anthropic's messages, through the official SDK, from Anthropic itself or a server that speaks its dialect."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+import orjson
+from pydantic import BeforeValidator, Field
+
+from kdgen.errors import Rejected, UserError
+from kdgen.record import Frozen
+from kdgen.teachers import models_table
+from kdgen.teachers.base import BatchApi, Call, Finish, Params, Raw, Reply, Request, TeacherSpec, Usage, Wire
+from kdgen.teachers.openai import EFFORTS, SdkWire, read_key
+
+KEY = "ANTHROPIC_API_KEY"
+FINISHES: dict[str | None, Finish] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "refusal",
+    "tool_use": "tool",
+}
+
+
+class Budget(Frozen):
+    """Thinking of at most so many tokens, which older models take."""
+
+    budget: int = Field(ge=1024)
+
+
+def _off(value: object) -> object:
+    return "off" if value is False else value  # an unquoted `off` is a boolean in YAML
+
+
+class Anthropic(TeacherSpec):
+    """Claude, or a server at `base_url` that speaks Anthropic's dialect.
+
+    There are no sampling parameters: Claude's API has none since its version 2026-10-21. Answers to one prompt differ by
+    themselves; what should differ more, differs by prompt or effort.
+    """
+
+    provider: Literal["anthropic"] = "anthropic"
+    base_url: str | None = None
+    api_key_env: str = KEY
+    max_tokens: int = Field(4096, ge=1)
+    cache: Annotated[Literal["off", "5m", "1h"], BeforeValidator(_off)] = Field(
+        "off", description="keep the system message, which all requests of a stage share, in Anthropic's prompt cache"
+    )
+    thinking: Literal["adaptive", "disabled", "between_tools"] | Budget | None = Field(
+        None, description="adaptive, disabled, between_tools or {budget: TOKENS}; unset: as the model has it"
+    )
+    display: Literal["summarized", "omitted"] | None = Field(
+        None, description="whether thinking comes back, as a summary; unset: as the model has it"
+    )
+
+    wire: ClassVar[str] = "anthropic.messages"
+    takes: ClassVar[frozenset[str]] = frozenset({"max_tokens", "stop", "effort"})
+
+    def check(self) -> None:
+        """A model must be named, a URL must be one, and no field may be without effect."""
+        if not self.model:
+            raise UserError("no model is named", where=self.label, hint="--teacher anthropic:MODEL")
+        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
+            hint = "base_url looks like http://HOST:PORT"
+            raise UserError(f"{self.base_url!r} is not a URL", where=self.label, hint=hint)
+        if self.display and not (self.thinking == "adaptive" or isinstance(self.thinking, Budget)):
+            hint = "thinking: adaptive, or {budget: TOKENS}"
+            raise UserError("display has no effect without thinking", where=self.label, hint=hint)
+
+    def needs(self) -> list[str]:
+        """The SDK, and the key where one is needed."""
+        missing = [] if importlib.util.find_spec("anthropic") else ["anthropic is not installed"]
+        if self.base_url is None and not os.environ.get(self.api_key_env):
+            missing.append(f"{self.api_key_env} is not set")
+        return missing
+
+    def settle(self, params: Params, where: str) -> tuple[Params, list[str]]:
+        """See `TeacherSpec.settle`; effort and thinking must be ones that this model has."""
+        settled, dropped = super().settle(params, where)
+        for cause, hint in self._impossible(settled):
+            raise UserError(f"{self.label} {cause}", where=where, hint=hint)
+        return settled, dropped
+
+    def _impossible(self, params: Params) -> Iterator[tuple[str, str]]:
+        """What cannot be sent: the cause and the way out."""
+        effort, kind = params.effort, "budget" if isinstance(self.thinking, Budget) else self.thinking
+        if effort in ("none", "minimal"):
+            yield f"has no effort {effort!r}", "low is the least; thinking: disabled turns thinking off"
+        room = params.max_tokens or self.max_tokens
+        if isinstance(self.thinking, Budget) and self.thinking.budget >= room:
+            yield f"cannot think {self.thinking.budget} of {room} tokens", "raise max_tokens over the budget"
+        row = models_table.claude(self.model) if self.base_url is None else None
+        if row is None:
+            return
+        if kind is not None and kind not in row.thinking:
+            yield f"does not take thinking: {kind}", f"it takes {', '.join(sorted(row.thinking))}, or leave it unset"
+        if effort in row.not_effort:
+            fits = [each for each in EFFORTS[2:] if each not in row.not_effort]
+            yield f"has no effort {effort!r}", f"one of {', '.join(fits)}"
+        if row.top_needs_thinking and kind in ("disabled", "between_tools") and effort in ("xhigh", "max"):
+            yield f"has no effort {effort!r} without thinking", "effort: high, or thinking: adaptive"
+
+    def request(self, call: Call) -> Request:
+        """The wire's own JSON for `call`, which always bounds the output."""
+        body = orjson.dumps(self.body(call), option=orjson.OPT_SORT_KEYS)
+        return Request(self.wire, body, call.nth, call.params.max_tokens or self.max_tokens)
+
+    def body(self, call: Call) -> dict[str, Any]:
+        """The body of `POST /v1/messages`."""
+        params = call.params
+        turns = [message for message in call.messages if message["role"] != "system"]
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": params.max_tokens or self.max_tokens,
+            "messages": [{"role": message["role"], "content": message["content"]} for message in turns],
+        }
+        system = "\n\n".join(message["content"] for message in call.messages if message["role"] == "system")
+        if system and self.cache != "off":
+            kept = {"type": "ephemeral", "ttl": self.cache}
+            body["system"] = [{"type": "text", "text": system, "cache_control": kept}]
+        elif system:
+            body["system"] = system
+        if params.stop is not None:
+            body["stop_sequences"] = list(params.stop)
+        output: dict[str, Any] = {} if params.effort is None else {"effort": params.effort}
+        if call.schema is not None:
+            output["format"] = {"type": "json_schema", "schema": self._sdk().transform_schema(call.schema)}
+        if output:
+            body["output_config"] = output
+        if isinstance(self.thinking, Budget):
+            body["thinking"] = {"type": "enabled", "budget_tokens": self.thinking.budget}
+        elif self.thinking is not None:
+            body["thinking"] = {"type": self.thinking}
+        if self.display is not None and "thinking" in body:
+            body["thinking"]["display"] = self.display
+        return body
+
+    def read(self, request: Request, raw: Raw) -> Reply:
+        """The reply inside `raw`: text and thinking apart, and a refusal with its category."""
+        try:
+            body = orjson.loads(raw.body)
+            blocks = body["content"]
+            text = "".join(block["text"] for block in blocks if block["type"] == "text")
+            thoughts = [block["thinking"] for block in blocks if block["type"] == "thinking"]
+            details = body.get("stop_details") or {}
+            detail = ": ".join(str(details[name]) for name in ("category", "explanation") if details.get(name))
+        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+            raise Rejected("malformed_reply", f"no content in the message ({type(error).__name__})") from None
+        usage = body.get("usage") or {}
+        read, written = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
+        return Reply(
+            key=request.key,
+            text=text,
+            finish=FINISHES.get(body.get("stop_reason"), "unknown"),
+            usage=Usage(
+                input=(usage.get("input_tokens") or 0) + read + written,
+                cached_input=read,
+                output=usage.get("output_tokens") or 0,
+                cache_write=written,
+                reasoning=(usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0,
+            ),
+            body=body,
+            reasoning="\n\n".join(thought for thought in thoughts if thought),
+            model=body.get("model") or "",
+            teacher=self.label,
+            detail=detail,
+        )
+
+    def connect(self) -> Wire:
+        """The official SDK, with its own address or that of `base_url`."""
+        sdk, key = self._sdk(), read_key(self)
+        return SdkWire(sdk, self._client(key), "/v1/messages", key)
+
+    def batches(self) -> BatchApi:
+        """Anthropic's Message Batches."""
+        import httpx2
+
+        from kdgen.teachers.batch_apis import AnthropicBatches
+
+        return AnthropicBatches(self._client(read_key(self)), httpx2.Response)
+
+    def _sdk(self) -> Any:
+        try:
+            import anthropic
+        except ImportError:
+            hint = "pip install 'kdgen[anthropic]'"
+            raise UserError("the anthropic teacher needs its SDK", where=self.label, hint=hint) from None
+        return anthropic
+
+    def _client(self, key: str) -> Any:
+        sdk = self._sdk()
+        return sdk.AsyncAnthropic(
+            api_key=key,
+            base_url=self.base_url.rstrip("/").removesuffix("/v1") if self.base_url else None,
+            default_headers=None if key else {"authorization": sdk.omit},
+            max_retries=0,
+            timeout=self.timeout,
+            http_client=sdk.DefaultAioHttpClient(),
+            open_telemetry=False,
+        )
