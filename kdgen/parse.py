@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from fractions import Fraction
 
 NUMBERED = re.compile(
     r"^[ \t]*(?:\*\*)?(?:task|instruction|prompt)?[ \t]*#?(\d{1,3})[ \t]*[.):][ \t]*(?:\*\*)?[ \t]*", re.I | re.M
@@ -35,15 +37,19 @@ def split_thinking(text: str) -> tuple[str, str]:
 
 
 def split_answer(text: str) -> tuple[str, str]:
-    """(rationale, answer): what stands before and after the last `Answer:` line.
+    """(rationale, answer): what stands before and after the last `Answer:` line, or before and in the last \\boxed{}.
 
-    Without such a line the answer is empty and the whole text is the rationale.
+    Without either the answer is empty and the whole text is the rationale.
     """
-    marks = list(ANSWER.finditer(text))
-    if not marks:
-        return text.strip(), ""
-    last = marks[-1]
-    return text[: last.start()].strip(), text[last.end() :].strip().strip("*_").strip()
+    marks, boxes = list(ANSWER.finditer(text)), list(BOXED.finditer(text))
+    if marks:
+        last = marks[-1]
+        answer = re.sub(r"\\[\[\]()]", " ", text[last.end() :]).strip().strip("*_$").strip()
+        inside = BOXED.fullmatch(answer)
+        return text[: last.start()].strip(), inside.group(1).strip() if inside else answer
+    if boxes:
+        return text[: boxes[-1].start()].rstrip().removesuffix("\\[").strip(), boxes[-1].group(1).strip()
+    return text.strip(), ""
 
 
 def bare(text: str) -> str:
@@ -65,6 +71,8 @@ def words(text: str) -> list[str]:
 WORD = re.compile(r"[a-z0-9]+")
 BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]")
+OPERATORS = frozenset("+-*/^<>≤≥≠√!~")
 
 
 def final_answer(text: str) -> str:
@@ -76,21 +84,30 @@ def final_answer(text: str) -> str:
 
 
 def same_answer(left: str, right: str) -> bool:
-    """Whether two short answers agree: case, articles, outer punctuation, units signs and number forms aside."""
+    """Whether two short answers agree: case, articles, outer punctuation, unit signs and number forms aside.
+
+    One may have words or a unit that the other leaves out ("x = 7 apples" and "7"), but no operator ("-x" and "x").
+    """
     left, right = (_plain(final_answer(side)) for side in (left, right))
     if left == right:
         return True
     numbers = [NUMBER.findall(side) for side in (left, right)]
-    if all(len(found) == 1 for found in numbers):
-        return _value(numbers[0][0]) == _value(numbers[1][0])
-    return False
+    if not all(len(found) == 1 for found in numbers):
+        return False
+    ours, theirs = (Counter(TOKEN.findall(NUMBER.sub(" ", side))) for side in (left, right))
+    more, less = ours - theirs, theirs - ours
+    told_apart = (more and less) or any(token in OPERATORS for token in (*more, *less))
+    return not told_apart and _value(numbers[0][0]) == _value(numbers[1][0])
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"[\s$€£%*_`\\]+", " ", text.lower()).strip(" .,;:!?\"'()[]{}")
+    text = re.sub(r"[\s$€£%*_`\\]+", " ", text.lower().replace("−", "-")).strip(" .,;:!?\"'()[]{}")
     return re.sub(r"^(?:the|a|an) ", "", text).strip()
 
 
-def _value(number: str) -> float:
+def _value(number: str) -> Fraction | str:
+    """The number's exact value; of one too long to be a number, its text."""
     top, _, bottom = number.replace(",", "").partition("/")
-    return float(top) / float(bottom) if bottom and float(bottom) else float(top)
+    if len(number) > 1000 or (bottom and not int(bottom)):
+        return number
+    return Fraction(top) / int(bottom or 1)

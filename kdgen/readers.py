@@ -220,9 +220,23 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row
+                    yield number, _as_json(row)
     except (OSError, ValueError) as error:
         raise UserError(f"invalid Parquet: {error}", where=str(path)) from None
+
+
+def _as_json(row: dict[str, Any]) -> Any:
+    """The row as JSON has it: dates and decimals as text, NaN as null; a row with bytes in it is a BadRow."""
+    try:
+        return orjson.loads(orjson.dumps(row, default=_as_text))
+    except orjson.JSONEncodeError as error:
+        return BadRow(f"JSON cannot hold the row: {error.__cause__ or error}", hint="leave that column out of the file")
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        raise TypeError("a column of bytes")
+    return str(value)
 
 
 READERS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}

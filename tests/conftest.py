@@ -36,7 +36,7 @@ def kdgen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """
     monkeypatch.chdir(tmp_path)
     for name in os.environ:
-        if name.endswith("_API_KEY") or name.startswith(("KDGEN_", "OPENAI_")):
+        if name.endswith("_API_KEY") or name.startswith(("KDGEN_", "OPENAI_", "ANTHROPIC_")):
             monkeypatch.delenv(name)
 
     def run(*arguments: object, stdin: bytes = b"") -> Said:

@@ -273,7 +273,9 @@ def test_the_worst_case_is_set_aside_before_sending(tmp_path: Path) -> None:
         first = Bench(tmp_path / "size.db")
         room = len(first.request().body) + 20
         await first.ledger.close()
-        bench = Bench(tmp_path / "l.db", budget=Budget(tokens=3 * room + room // 2), wait=lambda: 0.05, concurrency=8)
+        cap = Budget(tokens=3 * room + room // 2)
+        bench = Bench(tmp_path / "l.db", lambda body, seen: Answer("x", usage=(room - 20, 20)), budget=cap)
+        bench.wire.wait = lambda: 0.05
         ends = await bench.ask(*range(8))
         assert bench.wire.peak == 3, "more is in flight than the cap holds at worst"
         paid = sum(not isinstance(end, BudgetReached) for end in ends)

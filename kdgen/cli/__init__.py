@@ -51,7 +51,7 @@ TeacherOpt = Annotated[
         "--teacher",
         "-t",
         metavar="[ROLE=]SPEC",
-        help="local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL (any compatible server), scripted:FILE.",
+        help="local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL (any compatible server), anthropic:MODEL, scripted:FILE.",
     ),
 ]
 Set = Annotated[

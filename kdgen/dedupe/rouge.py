@@ -11,6 +11,8 @@ from kdgen.filters.text import TextField
 from kdgen.parse import words
 from kdgen.record import Frozen, Record
 
+NEARLY = 1e-6
+
 
 class Rouge(Frozen):
     """A record is a near-duplicate when its ROUGE-L F1 with any earlier one is over `threshold` (Self-Instruct: 0.7)."""
@@ -54,19 +56,18 @@ class RougeIndex:
 
     def _nearest(self, text: str) -> tuple[float, str] | None:
         from rapidfuzz import process
-        from rapidfuzz.distance import Indel, LCSseq
+        from rapidfuzz.distance import Indel
 
-        found: Any = process.extractOne(
-            text, self._texts, scorer=Indel.normalized_similarity, score_cutoff=self.threshold - 1e-6
-        )
+        scorer, least = Indel.normalized_similarity, self.threshold - NEARLY
+        found: Any = process.extractOne(text, self._texts, scorer=scorer, score_cutoff=least)
         if found is None or not text:
             return None
-        other, _, place = found
-        common = LCSseq.similarity(text, other)
-        # In doubles and in this order, as the rouge-score package computes it: the boundary must fall alike.
-        precision, recall = common / len(text), common / len(other)
-        value = 2 * precision * recall / (precision + recall) if common else 0.0
-        return (value, self._ids[place]) if value > self.threshold else None
+        near: Any = [found]
+        if found[1] <= self.threshold + NEARLY:
+            # On the boundary rounding decides, and differently for texts of other lengths: look at each.
+            near = process.extract_iter(text, self._texts, scorer=scorer, score_cutoff=least)
+        values = ((f1(text, other), self._ids[place]) for other, _, place in near)
+        return next((pair for pair in values if pair[0] > self.threshold), None)
 
     def _encode(self, text: str) -> str:
         return "".join(self._letter(token) for token in tokens(text))
@@ -77,6 +78,15 @@ class RougeIndex:
             number = len(self._alphabet) + 1
             known = self._alphabet[token] = chr(number if number < 0xD800 else number + 0x800)
         return known
+
+
+def f1(left: str, right: str) -> float:
+    """ROUGE-L F1 in doubles and in the rouge-score package's own order: the boundary must fall alike."""
+    from rapidfuzz.distance import LCSseq
+
+    common = LCSseq.similarity(left, right)
+    precision, recall = common / len(left), common / len(right)
+    return 2 * precision * recall / (precision + recall) if common else 0.0
 
 
 def tokens(text: str) -> list[str]:

@@ -59,15 +59,16 @@ class Alpaca(Format):
     reasoning: Literal["drop", "fold", "think"] = "drop"
 
     def row(self, record: Record) -> dict[str, Any] | None:
-        """The record's own fields."""
-        if not record.instruction or not record.output:
+        """The record's own fields. A history that is no pairs of user and assistant has no place."""
+        paired = [turn.role for turn in record.history] == ["user", "assistant"] * (len(record.history) // 2)
+        if not record.instruction or not record.output or not paired:
             return None
         row: dict[str, Any] = {"instruction": record.instruction, "input": record.input, "output": self.answer(record)}
         if record.system and self.system == "keep":
             row["system"] = record.system
         if record.history:
             said = [turn.content for turn in record.history]
-            row["history"] = [list(pair) for pair in zip(said[::2], said[1::2], strict=False)]
+            row["history"] = [list(pair) for pair in zip(said[::2], said[1::2], strict=True)]
         return row
 
 

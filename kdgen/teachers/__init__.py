@@ -8,15 +8,16 @@ from pydantic import Field
 
 from kdgen.errors import UserError
 from kdgen.resources import did_you_mean
+from kdgen.teachers.anthropic import Anthropic
 from kdgen.teachers.local import Local
 from kdgen.teachers.openai import OpenAI
 from kdgen.teachers.roles import Cascade, Pool
 from kdgen.teachers.scripted import Scripted
 
-AnyTeacher = Annotated[OpenAI | Local | Scripted | Pool | Cascade, Field(discriminator="provider")]
-PROVIDERS = ("local", "openai", "scripted")
-PLANNED = ("anthropic", "vllm")
-SPECS = "local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL, scripted:FILE"
+AnyTeacher = Annotated[OpenAI | Anthropic | Local | Scripted | Pool | Cascade, Field(discriminator="provider")]
+PROVIDERS = ("local", "openai", "anthropic", "scripted")
+PLANNED = ("vllm",)
+SPECS = "local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL, anthropic:MODEL, scripted:FILE"
 
 
 def parse_spec(spec: str) -> dict[str, Any]:

@@ -196,9 +196,9 @@ class Anthropic(TeacherSpec):
         sdk = self._sdk()
         return sdk.AsyncAnthropic(
             api_key=key,
+            max_retries=0,
             base_url=self.base_url.rstrip("/").removesuffix("/v1") if self.base_url else None,
             default_headers=None if key else {"authorization": sdk.omit},
-            max_retries=0,
             timeout=self.timeout,
             http_client=sdk.DefaultAioHttpClient(),
             open_telemetry=False,

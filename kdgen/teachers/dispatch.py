@@ -238,6 +238,11 @@ class Dispatch:
         except KdgenError as error:
             self.halt.set(error)
             raise
+        try:
+            self.halt.check()  # the reservation may have been waited for
+        except KdgenError:
+            self.bill.release(hold)
+            raise
         self.bill.sent()
         try:
             async with self.halt.flight(self.spec.timeout):

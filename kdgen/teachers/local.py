@@ -187,6 +187,8 @@ class LocalWire:
             params.verbosity = 3 if os.environ.get("KDGEN_DEBUG") else 0
             # Repacked weights would be a private copy per slot; as they are in the file, the slots share them.
             params.no_extra_bufts = True
+            # Flash attention divides a long context among the threads, so their number would change the rounding.
+            params.flash_attn_type = runtime.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.fit_params = False
             params.cache_ram_mib = params.n_ctx_checkpoints = 0
             params.cache_idle_slots = False
