@@ -31,6 +31,7 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         f"# {manifest['name']}",
         "",
         manifest["about"] or "A distillation dataset.",
+        *([f"Method: {manifest['paper']}."] if manifest["paper"] else []),
         "",
         f"{rows:,} rows, made with [kdgen](https://pypi.org/project/kdgen/) {manifest['kdgen']}: a teacher model wrote the "
         "fields that `records.jsonl` names under `writers`.",

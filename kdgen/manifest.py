@@ -57,6 +57,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
         "kdgen": __version__,
         "name": recipe.name,
         "about": recipe.about,
+        "paper": recipe.paper,
         "counts": {
             "seeds": tally.seeds,
             "generated": tally.generated,

@@ -143,8 +143,8 @@ def _seed_file(recipe: Recipe) -> tuple[Path, bool]:
         return package_file(spec.path, "seeds"), False
     path = builtins("seeds").get(spec.path, Path(spec.path))
     if not path.is_file():
-        beside = [near.name for near in path.parent.glob("*.*")] if path.suffix else builtins("seeds")
-        hint = did_you_mean(path.name, beside) or "sets that ship: " + ", ".join(builtins("seeds"))
+        beside = [near.stem for near in path.parent.glob(f"*{path.suffix}")] if path.suffix else builtins("seeds")
+        hint = did_you_mean(path.stem, beside) or "sets that ship: " + ", ".join(builtins("seeds"))
         raise UserError("it is a folder" if path.is_dir() else "there is no such file", where=str(path), hint=hint)
     return path, False
 

@@ -1,0 +1,350 @@
+"""No silent knobs: every field of every piece of a recipe, flipped, changes something that can be observed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from server import FakeWire, echo_answer
+
+from kdgen.config import Recipe, load_recipe
+from kdgen.dedupe import Exact, Rouge
+from kdgen.errors import UserError
+from kdgen.export import Alpaca, Messages, ShareGPT
+from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
+from kdgen.seeds import Seeds
+from kdgen.stages.answer import Answer, Rationale
+from kdgen.stages.evol import Evol
+from kdgen.stages.self_instruct import SelfInstruct
+from kdgen.teachers.base import Call, Params
+from kdgen.teachers.bill import Bill, Budget
+from kdgen.teachers.openai import OpenAI
+
+SEEDS = [
+    {
+        "id": "a",
+        "instruction": "Name a colour of the sea.",
+        "output": "blue",
+        "reasoning": "It is.",
+        "system": "Be kind.",
+    },
+    {"id": "b", "instruction": "Name a colour of the sea!", "input": "now"},
+    {"id": "c", "instruction": "Sum up the following text", "system": "Be short."},
+    {"id": "d", "instruction": "name a colour of the sky in the early hours of the day", "output": "red"},
+    {"id": "e", "instruction": "Repeat me", "q": "Other column"},
+    {"id": "f", "instruction": "Please say sorry"},
+    {"id": "g", "instruction": "Rate the following words: red"},
+]
+RULES = [
+    {"contains": "JSON", "reply": '{"verdict": "different"}'},
+    {
+        "contains": "numbered",
+        "reply": "9. Explain rust {digest} now\n10. Write a song about wind\n11. Go on, {digest}\n12. Too",
+    },
+    {"contains": "Repeat me", "reply": "Repeat me"},
+    {"contains": "sorry", "reply": "Well, all said and done, I'm sorry, I cannot."},
+    {"contains": "Rewrite", "reply": "Explain {digest} in three steps"},
+    {"contains": "inspiration", "reply": "Explain {digest} in three steps"},
+    {"reply": "First this is so.\nAnswer: it is {digest}"},
+]
+LABEL = {"stages": [{"stage": "label", "method": "answer", "prompt": "label/answer"}]}
+RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
+EXPAND = {
+    "stages": [
+        {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 2, "novelty": 0.9},
+        {"stage": "label", "method": "answer", "prompt": "label/answer"},
+    ]
+}
+EVOL = {
+    "stages": [
+        {
+            "stage": "expand",
+            "method": "evol",
+            "rounds": 1,
+            "operations": {"deepen": "expand/evol/deepen"},
+            "equal": "expand/evol/equal",
+            "answer": "label/answer",
+        }
+    ]
+}
+S, T = "stages.0.", "teachers.teacher."
+# (piece, base recipe, {field: what --set makes of it}); a list of several settings flips them together.
+KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
+    (
+        Recipe,
+        LABEL,
+        {
+            "name": "name=other",
+            "about": "about=words",
+            "paper": "paper=a paper",
+            "seeds": "seeds.limit=2",
+            "teachers": T + "temperature=1",
+            "stages": S + "existing=keep",
+            "filters": "filters=[{filter: echo}]",
+            "dedupe": "dedupe=[{method: rouge-l, threshold: 0.5}]",
+            "export": "export.format=alpaca",
+            "budget": "budget.tokens=150",
+            "target": "target=1",
+        },
+    ),
+    (Recipe, EXPAND, {"seed": "seed=7"}),
+    (
+        Seeds,
+        LABEL,
+        {
+            "path": "seeds.path=other.jsonl",
+            "map": "seeds.map.instruction=q",
+            "on_bad": "seeds={path: bad.jsonl, on_bad: skip}",
+            "limit": "seeds.limit=2",
+        },
+    ),
+    (Budget, LABEL, {"tokens": "budget.tokens=150"}),
+    (
+        Answer,
+        LABEL,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/rationale",
+            "existing": S + "existing=keep",
+        },
+    ),
+    (
+        Rationale,
+        RATIONALE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.stop=[x]",
+            "prompt": S + "prompt=label/answer",
+            "on_disagree": S + "on_disagree=reject",
+        },
+    ),
+    (
+        SelfInstruct,
+        EXPAND,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.top_p=0.5",
+            "prompt": S + "prompt=label/answer",
+            "human": S + "human=2",
+            "machine": S + "machine=0",
+            "ask_for": S + "ask_for=3",
+            "shown_words": S + "shown_words=5",
+            "rounds": S + "rounds=1",
+            "calls": S + "calls=2",
+            "max_candidates": S + "max_candidates=4",
+            "novelty": S + "novelty=0.2",
+            "filters": S + "filters=[{filter: length, field: instruction, min_words: 5}]",
+        },
+    ),
+    (
+        Evol,
+        EVOL,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "operations": S + "operations={breadth: expand/evol/breadth}",
+            "equal": S + "equal=label/answer",
+            "answer": S + "answer=label/rationale",
+            "judge": S + "judge=nobody",
+            "rounds": S + "rounds=2",
+            "sorry_words": S + "sorry_words=0",
+        },
+    ),
+    (
+        Length,
+        LABEL,
+        {
+            k: f"filters=[{{filter: length, {v}}}]"
+            for k, v in {
+                "field": "field: instruction, max_words: 5",
+                "min_words": "min_words: 99",
+                "max_words": "max_words: 2",
+            }.items()
+        },
+    ),
+    (
+        Pattern,
+        LABEL,
+        {
+            k: f"filters=[{{filter: pattern, {v}}}]"
+            for k, v in {
+                "field": "patterns: [colour], field: output",
+                "patterns": "patterns: [sea]",
+                "keep": "patterns: [sea], keep: true",
+                "ignore_case": "patterns: [NAME], ignore_case: false",
+                "reason": "patterns: [sea], reason: wet",
+            }.items()
+        },
+    ),
+    (Refusal, LABEL, {"within": "filters=[{filter: refusal, within: 5}]"}),
+    (Echo, LABEL, {}),
+    (Dangling, LABEL, {"min_words": "filters=[{filter: dangling, min_words: 9}]"}),
+    (
+        Exact,
+        LABEL,
+        {
+            "fields": "dedupe=[{method: exact, fields: [system]}]",
+            "normalise": "dedupe=[{method: exact, fields: [instruction], normalise: true}]",
+            "against_seeds": "dedupe=[{method: exact, against_seeds: true}]",
+        },
+    ),
+    (
+        Rouge,
+        LABEL,
+        {
+            "field": "dedupe=[{method: rouge-l, field: system}]",
+            "threshold": "dedupe=[{method: rouge-l, threshold: 0.3}]",
+            "against_seeds": "dedupe=[{method: rouge-l, against_seeds: false}]",
+        },
+    ),
+    (Messages, RATIONALE, {"reasoning": "export.reasoning=apart", "system": "export.system=drop"}),
+    (
+        Alpaca,
+        RATIONALE,
+        {"reasoning": "export={format: alpaca, reasoning: fold}", "system": "export={format: alpaca, system: drop}"},
+    ),
+    (
+        ShareGPT,
+        RATIONALE,
+        {
+            "reasoning": "export={format: sharegpt, reasoning: think}",
+            "system": "export={format: sharegpt, system: drop}",
+        },
+    ),
+]
+# What is compared with another setting than the recipe's own default.
+AGAINST = {
+    ("Seeds", "on_bad"): "seeds={path: bad.jsonl}",
+    ("Pattern", "field"): "filters=[{filter: pattern, patterns: [colour]}]",
+    ("Pattern", "ignore_case"): "filters=[{filter: pattern, patterns: [NAME]}]",
+    ("Pattern", "reason"): "filters=[{filter: pattern, patterns: [sea]}]",
+    ("Pattern", "keep"): "filters=[{filter: pattern, patterns: [sea]}]",
+    ("Refusal", "within"): "filters=[{filter: refusal}]",
+    ("Dangling", "min_words"): "filters=[{filter: dangling, min_words: 1}]",
+    ("Exact", "normalise"): "dedupe=[{method: exact, fields: [instruction], normalise: false}]",
+    ("Alpaca", "reasoning"): "export={format: alpaca}",
+    ("Alpaca", "system"): "export={format: alpaca}",
+    ("ShareGPT", "reasoning"): "export={format: sharegpt}",
+    ("ShareGPT", "system"): "export={format: sharegpt}",
+}
+KINDS = {"stage", "method", "filter", "format", "provider"}
+# Shown to change something on another base: `against_seeds` matters only where a stage makes new records.
+ELSEWHERE_TESTED = {("Budget", "usd"): "test_a_cap_in_usd_needs_a_price"}
+ELSEWHERE = {("Exact", "against_seeds"): EVOL, ("Rouge", "against_seeds"): EVOL, ("Dangling", "min_words"): LABEL}
+
+
+def cases() -> Iterator[tuple[str, str, dict[str, Any], str]]:
+    for piece, base, fields in KNOBS:
+        for field, setting in fields.items():
+            yield piece.__name__, field, ELSEWHERE.get((piece.__name__, field), base), setting
+
+
+def test_every_field_has_an_entry() -> None:
+    listed = {(piece.__name__, field) for piece, _, fields in KNOBS for field in fields}
+    known = {(piece.__name__, field) for piece, _, _ in KNOBS for field in piece.model_fields if field not in KINDS}
+    assert known - listed - set(ELSEWHERE_TESTED) == set(), "a field without a knob test"
+
+
+@pytest.fixture
+def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[Any, ...]]:
+    """All that can be seen of a run: exit code, error, rows, records, rejects, manifest."""
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in SEEDS))
+    (tmp_path / "bad.jsonl").write_text(json.dumps(SEEDS[0]) + "\nno\n")
+    (tmp_path / "other.jsonl").write_text(json.dumps(SEEDS[0]) + "\n")
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
+    runs = iter(range(99))
+
+    def run(base: dict[str, Any], *sets: str) -> tuple[Any, ...]:
+        recipe = {
+            "name": "knobs",
+            "seeds": {"path": "s.jsonl"},
+            "teachers": {"teacher": {"provider": "scripted", "path": "r.jsonl", "max_tokens": 100}},
+            **base,
+        }
+        (tmp_path / "knobs.yaml").write_text(json.dumps(recipe))
+        number = next(runs)
+        extra = [part for each in sets for part in ("--set", each)]
+        said = kdgen("run", "./knobs.yaml", "-o", f"o{number}", "--ledger", f"l{number}.db", "--json", "-q", *extra)
+        seen: list[Any] = [said.code, said.err]
+        if said.code == 0:
+            made = json.loads(said.out)
+            for volatile in ("started", "seconds"):
+                made.pop(volatile)
+            made["hashes"].pop("recipe")
+            card = (tmp_path / f"o{number}/README.md").read_text()
+            seen += [made, "\n".join(line for line in card.splitlines() if not line.startswith("- recipe"))]
+        return tuple(seen)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("piece", "field", "base", "setting"),
+    list(cases()),
+    ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
+)
+def test_a_flipped_field_is_seen(
+    observe: Callable[..., tuple[Any, ...]], piece: str, field: str, base: dict[str, Any], setting: str
+) -> None:
+    against = AGAINST.get((piece, field))
+    assert observe(base, *([against] if against else [])) != observe(base, setting)
+
+
+def test_the_hash_of_a_recipe_follows_what_can_change_a_row() -> None:
+    plain = load_recipe("label/answer").digest
+    assert load_recipe("label/answer", sets=["teachers.teacher.temperature=1"]).digest != plain
+    assert load_recipe("label/answer", sets=["teachers.teacher.concurrency=1"]).digest == plain
+
+
+def test_a_cap_in_usd_needs_a_price() -> None:
+    """Nothing may be sent under a cap that cannot be kept."""
+    spec = OpenAI(model="m", base_url="http://127.0.0.1:9/v1", max_tokens=5)
+    request = spec.request(Call([{"role": "user", "content": "x"}], Params(max_tokens=5)))
+    with pytest.raises(UserError, match="no price is known"):
+        asyncio.run(Bill(Budget(usd=1.0)).reserve(spec, request))
+    asyncio.run(Bill(Budget()).reserve(spec, request))
+
+
+TEACHER = {
+    "temperature": "0.5",
+    "top_p": "0.5",
+    "max_tokens": "7",
+    "seed": "5",
+    "stop": "[x]",
+    "presence_penalty": "1",
+    "frequency_penalty": "1",
+    "logprobs": "3",
+    "extra": "{top_k: 3}",
+    "model": "other",
+}
+
+
+@pytest.mark.parametrize("field", TEACHER)
+def test_a_teachers_parameter_is_sent(
+    kdgen: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    (tmp_path / "s.jsonl").write_text('{"instruction": "Name a bird."}\n')
+    bodies = []
+    for number, sets in enumerate(([], ["--set", f"{T}{field}={TEACHER[field]}"])):
+        wire = FakeWire(echo_answer)
+        monkeypatch.setattr(OpenAI, "connect", wire.open)
+        said = kdgen(
+            "label",
+            "s.jsonl",
+            "-t",
+            "openai:m@http://127.0.0.1:9/v1",
+            "-o",
+            f"o{number}",
+            "--ledger",
+            f"l{number}",
+            *sets,
+        )
+        assert said.code == 0, said.err
+        bodies.append(wire.requests[0].body)
+    assert bodies[0] != bodies[1]
