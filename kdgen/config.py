@@ -108,6 +108,9 @@ class Recipe(Frozen):
                 spec.check()
                 if spec.mode == "batch" and not spec.batchable():
                     spec.batches()
+                if spec.mode == "batch" and self.budget != Budget():
+                    cause = "a budget cannot be kept in batches: what they cost is known only when they are back"
+                    raise UserError(cause, where=f"{where}: teachers.{role}", hint="mode: online, or no budget")
                 continue
             spec.check(role)
             for member in spec.members:

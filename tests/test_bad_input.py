@@ -120,6 +120,11 @@ OPTIONS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("no_script", ("-t", "scripted:none.jsonl"), ("none.jsonl", "cannot read")),
     ("param", ("--set", "stages.0.params.effort=high", "-t", "local"), ("does not take effort", "unsupported=drop")),
     ("no_batches", ("--set", "teachers.teacher.mode=batch"), ("has no batches",)),
+    (
+        "budget_of_batches",
+        ("-t", "openai:m@http://127.0.0.1:9/v1", "--set", "teachers.teacher.mode=batch", "--budget-tokens", "9"),
+        ("a budget cannot be kept in batches",),
+    ),
     ("two_outputs", ("-o", "-", "--json"), ("both want stdout",)),
     ("method", ("--method", "anser"), ("--method", "did you mean answer")),
     ("stage_role", ("--set", "stages.0.to=judge"), ("asks 'judge'", "teachers has: teacher")),
