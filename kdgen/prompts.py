@@ -44,6 +44,7 @@ FRONT = "--- / about: … / variables: {instruction: …} / ---"
 _jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
 )
+_jinja.globals.clear()  # so that `range` and the like are undeclared when a prompt loads, not when it is rendered
 
 
 class Turn(Frozen):
@@ -89,7 +90,7 @@ class Prompt(Frozen):
                 placed = True
             try:
                 content = turn.render(variables).strip()
-            except jinja2.TemplateError as error:
+            except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
                 raise UserError(f"the prompt cannot be rendered: {error}", where=self.name) from None
             if content:
                 messages.append({"role": turn.role, "content": content})
@@ -122,13 +123,9 @@ def load_prompt(path: Path, name: str = "") -> Prompt:
         raise UserError("the text begins with a line [[system]] or [[user]]", where=f"{path}:{shift + 1}")
     turns = tuple(Turn(role=role, template=text.strip()) for role, text in zip(parts[1::2], parts[2::2], strict=True))
     used: dict[str, int] = {}
-    try:
-        tree = _jinja.parse(body)
-        used = {name: _line(body, name) + shift for name in jinja2.meta.find_undeclared_variables(tree)}
-        for turn in turns:
-            _ = turn.render
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the template is broken: {error.message}", where=f"{path}:{error.lineno + shift}") from None
+    for mark, text, turn in zip(ROLE.finditer(body), parts[2::2], turns, strict=True):
+        blank = text[: len(text) - len(text.lstrip())].count("\n")
+        used = _used(turn, shift + body.count("\n", 0, mark.end()) + blank, path) | used
     for variable, line in used.items():
         if variable not in variables:
             hint = did_you_mean(variable, variables) or "declare it under variables: in the front matter"
@@ -176,6 +173,16 @@ def _mapping(node: yaml.Node | None, what: str, path: Path, lines: dict[str, str
             raise UserError(f"{name!r} stands twice", where=where)
         found[name], lines[name] = value, where
     return found
+
+
+def _used(turn: Turn, above: int, path: Path) -> dict[str, int]:
+    """The variables of a turn with the line of each; `above` lines stand before it."""
+    try:
+        tree = _jinja.parse(turn.template)
+        _ = turn.render
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"the template is broken: {error.message}", where=f"{path}:{error.lineno + above}") from None
+    return {name: _line(turn.template, name) + above for name in jinja2.meta.find_undeclared_variables(tree)}
 
 
 def _line(body: str, name: str) -> int:

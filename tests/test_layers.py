@@ -15,7 +15,7 @@ PACKAGE = ROOT / "kdgen"
 # A module may import from lines above its own, and from its own package. A package is named without its modules.
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
-    {"parse", "resources"},
+    {"parse", "resources", "tables"},
     {"filters", "prompts", "readers", "yamls"},
     {"dedupe", "export", "seeds", "store"},
     {"teachers"},

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from kdgen.record import Frozen
+from kdgen.tables import read_table
 from kdgen.teachers.base import TeacherSpec, Usage
 from kdgen.yamls import explain, load_yaml
 
-TABLE = Path(__file__).parent.parent / "tables" / "prices.yaml"
 FREE_PROVIDERS = ("local", "scripted", "vllm")
 # The hosts at which a provider's own prices hold; what another server charges is not known.
 OWN_HOSTS = {"openai": "api.openai.com", "anthropic": "api.anthropic.com"}
@@ -84,7 +84,7 @@ class Rates(Frozen):
     cache_write: float | None = Field(None, ge=0)
     cache_write_1h: float | None = Field(None, ge=0)
 
-    def price(self, factor: float, *, writes: Literal["off", "5m", "1h"], long: Long | None) -> Price:
+    def price(self, factor: float, *, writes: str, long: Long | None) -> Price:
         """These rates times `factor`; `writes` says whether and for how long input is kept in a cache."""
         hour = self.cache_write if self.cache_write_1h is None else self.cache_write_1h
         kept = {"off": None, "5m": self.cache_write, "1h": hour}[writes]
@@ -161,21 +161,17 @@ def price_of(spec: TeacherSpec, table: Prices | None = None, mode: Mode | None =
 
 def prices_file(path: Path) -> Prices:
     """The user's own prices over the table that ships. Raises UserError with file and line."""
-    return Prices(own=_load(path).models)
+    source = load_yaml(path)
+    try:
+        return Prices(own=Table.model_validate(source.tree).models)
+    except ValidationError as error:
+        raise explain(error, source, Table) from None
 
 
 @cache
 def shipped() -> Table:
     """The table that ships, read when the first price is asked for."""
-    return _load(TABLE)
-
-
-def _load(path: Path) -> Table:
-    source = load_yaml(path)
-    try:
-        return Table.model_validate(source.tree)
-    except ValidationError as error:
-        raise explain(error, source, Table) from None
+    return Table.model_validate(read_table("prices"))
 
 
 def _row(rows: dict[str, Row], spec: TeacherSpec) -> Row | None:
