@@ -92,6 +92,7 @@ class Server:
     def __init__(self, script: Script = echo_answer, *, latency: float = 0.0) -> None:
         self.script = script
         self.latency = latency
+        self.held = False
         self.bodies: list[bytes] = []
         self.answered: list[bytes] = []
         self.headers: list[dict[str, str]] = []
@@ -146,6 +147,8 @@ class Server:
         try:
             answer = self.script(json.loads(body), seen)
             await asyncio.sleep(self.latency + answer.delay)
+            while self.held:
+                await asyncio.sleep(0.01)
         finally:
             self.busy -= 1
         content = answer.body()

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from unittest.mock import MagicMock
 
 import pytest
 from server import Answer, Made, Script, Server, echo_answer, kdgen, last, make, paid, tasks, write_seeds
 
-from kdgen.errors import BudgetReached, EndpointError, GateFailed
+from kdgen.errors import BudgetReached, EndpointError, GateFailed, UserError
+from kdgen.teachers import AnyTeacher
+from kdgen.teachers.base import Call, Params, TeacherSpec
 from kdgen.teachers.dispatch import Halt
 from kdgen.teachers.http import error_of, fault, retry_after
+from kdgen.teachers.local import Local
+from kdgen.teachers.scripted import Scripted
 
 KEY = "sk-planted-7f3a9c0d51e24b68"
 
@@ -318,3 +325,235 @@ def test_faults_are_classed_by_status_and_code(status: int, body: bytes, kind: s
 
 def test_no_test_here_asks_a_real_endpoint() -> None:
     assert "OPENAI_API_KEY" not in os.environ
+
+
+# The knobs of teachers. Each field of each is in one of these tables: what the request says, or a test of its effect.
+PARAMS: dict[str, Any] = {
+    "temperature": 0.5, "top_p": 0.5, "max_tokens": 2048, "seed": 5, "stop": ("x",), "presence_penalty": 1,
+    "frequency_penalty": 1, "logprobs": 3, "effort": "low",
+}  # fmt: skip
+BODY: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
+    ("OpenAI", "api"): ({}, "responses"),
+    ("OpenAI", "summary"): ({"api": "responses"}, "concise"),
+    ("OpenAI", "service_tier"): ({}, "flex"),
+    ("OpenAI", "prompt_cache_key"): ({}, "mine"),
+    ("OpenAI", "extra"): ({}, {"top_k": 3}),
+    ("Anthropic", "cache"): ({}, "1h"),
+    ("Anthropic", "thinking"): ({}, "adaptive"),
+    ("Anthropic", "display"): ({"thinking": "adaptive"}, "summarized"),
+    ("VLLM", "extra"): ({}, {"top_k": 3}),
+    ("VLLM", "prompt_logprobs"): ({}, 2),
+}
+SHARED = {
+    "model": "test_a_teachers_field_is_in_its_request",
+    "concurrency": "test_concurrency_is_what_the_server_sees",
+    "rpm": "test_a_pace_of_ones_own_is_kept",
+    "tpm": "test_a_pace_of_ones_own_is_kept",
+    "timeout": "test_nothing_waits_for_a_reply_beyond_the_timeout",
+    "patience": "test_patience_outlasts_an_outage",
+    "attempts": "test_a_request_that_always_fails_is_given_up_after_its_attempts_even_when_it_is_the_last",
+    "on_cut": "test_a_cut_reply_is_asked_for_with_twice_the_room",
+    "repairs": "test_a_reply_that_does_not_validate_is_asked_for_again",
+    "mode": "test_a_server_without_batches_cannot_be_asked_for_one",
+    "unsupported": "test_what_a_teacher_does_not_take_fails_or_is_dropped",
+    "base_url": "test_a_teacher_asks_the_server_at_its_address",
+    "api_key_env": "test_the_key_comes_from_the_named_variable",
+}
+OWN = {
+    ("Local", "context"): "test_the_embedded_model_is_loaded_as_the_recipe_says",
+    ("Local", "threads"): "test_the_embedded_model_is_loaded_as_the_recipe_says",
+    ("Scripted", "path"): "test_the_scripted_teacher_reads_its_file_and_takes_its_time",
+    ("Scripted", "delay"): "test_the_scripted_teacher_reads_its_file_and_takes_its_time",
+}
+# tests/vllm/ starts a server, or an engine on a GPU, and checks these there.
+ELSEWHERE = {("VLLM", "base_urls"), ("VLLM", "lora"), ("VLLM", "engine")}
+MODELS = {"Local": ("qwen2.5-coder-0.5b", "smollm2-135m")}
+TEACHERS = [cls for cls in get_args(get_args(AnyTeacher)[0]) if issubclass(cls, TeacherSpec)]
+IN_BODY = [
+    (cls, field)
+    for cls in TEACHERS
+    for field in cls.model_fields
+    if field in PARAMS or field == "model" or (cls.__name__, field) in BODY
+]
+
+
+def test_every_field_of_every_teacher_has_its_test() -> None:
+    for cls in TEACHERS:
+        for field in cls.model_fields:
+            key = (cls.__name__, field)
+            test = OWN.get(key) or SHARED.get(field)
+            known = field == "provider" or field in PARAMS or key in BODY or key in ELSEWHERE
+            assert known or (test and test in globals()), f"{cls.__name__}.{field} has no test: it may be a silent knob"
+
+
+@pytest.mark.parametrize(("cls", "field"), IN_BODY, ids=lambda value: getattr(value, "__name__", value))
+def test_a_teachers_field_is_in_its_request(cls: type[TeacherSpec], field: str) -> None:
+    base, value = BODY.get((cls.__name__, field), ({}, PARAMS.get(field, "other")))
+    first, value = MODELS.get(cls.__name__, ("m", "other")) if field == "model" else ("m", value)
+    address = {"base_url": "http://127.0.0.1:9/v1"} if "base_url" in cls.model_fields else {}
+    model = {"model": MODELS.get(cls.__name__, (first,))[0]}
+    plain = cls(**{"max_tokens": 1024, **address, **model, **base})
+    flipped = plain.model_copy(update={field: value})
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello."}]
+
+    def keyed(spec: TeacherSpec) -> str:
+        params, _ = spec.settle(Params(), "here asking teacher")
+        return spec.request(Call(messages, params)).key
+
+    if field in PARAMS and field not in cls.takes:
+        with pytest.raises(UserError, match=field):
+            keyed(flipped)
+    else:
+        assert keyed(plain) != keyed(flipped)
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_concurrency_is_what_the_server_sees(tmp_path: Path, most: int) -> None:
+    with Server(latency=0.03) as server:
+        label(tmp_path, server, 30, f"teachers.teacher.concurrency={most}")
+    assert server.peak == most
+
+
+@pytest.mark.parametrize("knob", ["rpm", "tpm"])
+def test_a_pace_of_ones_own_is_kept(tmp_path: Path, slept: list[float], knob: str) -> None:
+    with Server() as server:
+        label(tmp_path, server, 5, name="free")
+        assert slept == []
+        rate = 6 if knob == "rpm" else 3000
+        label(tmp_path, server, 5, f"teachers.teacher.{knob}={rate}", name="paced")
+    assert len([wait for wait in slept if wait > 1]) >= 3
+    assert len(server.bodies) == 10
+
+
+@pytest.mark.parametrize("patience", [0, 60])
+def test_patience_outlasts_an_outage(tmp_path: Path, slept: list[float], patience: int) -> None:
+    left = iter(range(40))
+    with Server(
+        lambda body, seen: echo_answer(body, seen) if next(left, None) is None else Answer(status=503)
+    ) as server:
+        made = label(tmp_path, server, 10, f"teachers.teacher.patience={patience}")
+    if patience:
+        assert made.manifest["counts"]["rows"] == 10
+    else:
+        assert isinstance(made.error, EndpointError)
+        assert len(server.bodies) < 40
+
+
+@pytest.mark.parametrize("on_cut", ["reject", "retry"])
+def test_a_cut_reply_is_asked_for_with_twice_the_room(tmp_path: Path, on_cut: str) -> None:
+    def script(body: dict[str, Any], seen: int) -> Answer:
+        return Answer("half", finish="length") if body["max_tokens"] < 200 else Answer("whole")
+
+    with Server(script) as server:
+        sets = ("teachers.teacher.max_tokens=100", f"teachers.teacher.on_cut={on_cut}")
+        made = label(tmp_path, server, 3, *sets)
+    room = sorted(json.loads(body)["max_tokens"] for body in server.bodies)
+    if on_cut == "retry":
+        assert room == [100] * 3 + [200] * 3
+        assert {row["output"] for row in made.rows()} == {"whole"}
+    else:
+        assert room == [100] * 3
+        assert isinstance(made.error, GateFailed)
+
+
+@pytest.mark.parametrize("repairs", [0, 1])
+def test_a_reply_that_does_not_validate_is_asked_for_again(tmp_path: Path, repairs: int) -> None:
+    def script(body: dict[str, Any], seen: int) -> Answer:
+        repaired = len(body["messages"]) > 2 or "number 1 " in last(body)
+        return Answer("So it is.\nAnswer: 4" if repaired else "no answer line")
+
+    with Server(script) as server:
+        seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(4))
+        asked = ("label", seeds, "-m", "rationale", "-t", f"openai:stub@{server.url}")
+        made = make(*asked, "--set", f"teachers.teacher.repairs={repairs}", folder=tmp_path / "out")
+    assert made.manifest["counts"]["rows"] == (4 if repairs else 1)
+    assert len(server.bodies) == (7 if repairs else 4)
+    assert made.manifest["repairs"] == ({"teacher": 3} if repairs else {})
+    assert made.manifest["counts"]["rejects"] == ({} if repairs else {"invalid_output": 3})
+
+
+def test_a_server_without_batches_cannot_be_asked_for_one(tmp_path: Path) -> None:
+    rules = write_seeds(tmp_path / "rules.jsonl", [{"reply": "x"}])
+    seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(3))
+    asked = ("label", seeds, "-t", f"scripted:{rules}", "--set", "teachers.teacher.mode=batch")
+    made = make(*asked, folder=tmp_path / "out")
+    assert isinstance(made.error, UserError)
+    assert "batch" in str(made.error)
+
+
+def test_what_a_teacher_does_not_take_fails_or_is_dropped() -> None:
+    for cls in TEACHERS:
+        alien = sorted(set(PARAMS) - cls.takes)
+        for field in alien:
+            asked = Params(**{field: PARAMS[field]})
+            with pytest.raises(UserError, match=field):
+                cls(model="m").settle(asked, "stages.0 asking teacher")
+            settled, dropped = cls(model="m", unsupported="drop").settle(asked, "stages.0 asking teacher")
+            assert (getattr(settled, field), dropped) == (None, [field])
+
+
+def test_a_teacher_asks_the_server_at_its_address(tmp_path: Path) -> None:
+    with Server() as one, Server() as two:
+        label(tmp_path, one, 3)
+        assert (len(one.bodies), len(two.bodies)) == (3, 0)
+        again = label(tmp_path, two, 3)
+        assert (len(two.bodies), again.manifest["requests"]["from_ledger"]) == (0, 3), (
+            "an address is no part of a request"
+        )
+        label(tmp_path, two, 3, name="fresh")
+        assert len(two.bodies) == 3
+
+
+def test_the_key_comes_from_the_named_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "one")
+    monkeypatch.setenv("MY_KEY", "two")
+    with Server() as server:
+        label(tmp_path, server, 1, name="a")
+        label(tmp_path, server, 1, "teachers.teacher.api_key_env=MY_KEY", name="b")
+        label(tmp_path, server, 1, "teachers.teacher.api_key_env=NOT_SET", name="c")
+    assert [headers.get("Authorization") for headers in server.headers] == ["Bearer one", "Bearer two", None]
+
+
+def test_the_scripted_teacher_reads_its_file_and_takes_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    for name in ("one", "two"):
+        write_seeds(tmp_path / name, [{"reply": name}])
+    said = []
+    for name, delay in (("one", 0.0), ("two", 0.5)):
+        spec = Scripted(path=str(tmp_path / name), delay=delay)
+        request = spec.request(Call([{"role": "user", "content": "x"}], Params()))
+        with monkeypatch.context() as patch:
+            patch.setattr("kdgen.teachers.scripted.asyncio.sleep", sleep)
+            said.append(spec.read(request, asyncio.run(spec.connect().send(request))).text)
+    assert said == ["one", "two"]
+    assert waited == [0.5]
+
+
+def test_the_embedded_model_is_loaded_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a runtime that only notes how it is started; test_local.py asks the real one."""
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF" + bytes(64))
+    started: list[Any] = []
+    runtime = MagicMock(CommonParams=MagicMock, Server=lambda params: started.append(params) or MagicMock())
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setitem(sys.modules, "xllamacpp", runtime)
+    monkeypatch.setattr("kdgen.teachers.local.importlib.util.find_spec", lambda name: runtime)
+    for field, value in ((None, None), ("context", 512), ("threads", 64), ("concurrency", 1)):
+        spec = Local(
+            **{
+                "model": str(tmp_path / "tiny.gguf"),
+                "concurrency": 2,
+                "threads": 8,
+                **({field: value} if field else {}),
+            }
+        )
+        wire: Any = spec.connect()
+        wire._load()
+        asyncio.run(wire.close())
+    assert [params.n_ctx for params in started] == [4096, 512, 4096, 4096]
+    assert [params.cpuparams.n_threads for params in started] == [4, 4, 32, 8]

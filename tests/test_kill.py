@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from server import (
     Answer,
     Server,
@@ -42,6 +43,7 @@ def mixed(body: dict[str, Any], seen: int) -> Answer:
     return echo_answer(body, seen)
 
 
+@pytest.mark.slow
 def test_kill_9_again_and_again(tmp_path: Path) -> None:
     dice = random.Random(SEED)
     write_seeds(tmp_path / "seeds.jsonl", tasks(SEEDS))
@@ -96,6 +98,7 @@ def test_kill_9_again_and_again(tmp_path: Path) -> None:
     assert kills == KILLS or ended == SEEDS
 
 
+@pytest.mark.slow
 def test_kill_9_while_publishing_shows_one_whole_version(tmp_path: Path) -> None:
     """Two versions in turn, killed at any moment of writing and publishing: a reader sees one of them whole."""
     dice = random.Random(SEED)

@@ -17,7 +17,9 @@ T = TypeVar("T")
 
 
 class Ask(Protocol):
-    """All that a stage may do to the outside world."""
+    """All that a stage may do to the outside world. `calls` are the ledger keys of what the job has asked so far."""
+
+    calls: list[str]
 
     async def __call__(
         self,

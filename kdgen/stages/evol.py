@@ -83,12 +83,16 @@ class Evol(Stage):
         plain = {name: value for name, value in job.meta.items() if name != "operations"}
         current, rows = job.model_copy(update={"meta": plain}), list[Row]()
         for number, operation in enumerate(drawn, 1):
+            before = len(ask.calls)
             try:
                 current = await self._evolve(current, str(operation), number, ask)
                 rows.append(current)
             except Rejected as fate:
                 lost = current.child(
-                    stage=self.stage, method=self.method, meta={"round": number, "operation": operation}
+                    stage=self.stage,
+                    method=self.method,
+                    calls=ask.calls[before:],
+                    meta={"round": number, "operation": operation},
                 )
                 rows.append(lost.rejected(self.name, fate.reason, f"round {number}, {operation}: {fate.detail}"))
         return rows

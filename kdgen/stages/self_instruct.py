@@ -51,7 +51,7 @@ class SelfInstruct(PoolStage):
             shown = draw.top(Pool(human + machine), len(human) + len(machine), "order", round, number)
             if not shown:
                 return
-            text = "\n".join(f"{place}. {' '.join(task.task.split())}" for place, task in enumerate(shown, 1))
+            text = "\n".join(" ".join(task.task.split()) for task in shown)
             yield shown[0].child(
                 stage=self.stage, method=self.method, parents=shown, text=text, meta={"round": round, "job": number}
             )
