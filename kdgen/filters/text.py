@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from kdgen.parse import words
+from kdgen.parse import WORD, words
 from kdgen.record import Frozen, Record
 
 TextField = Literal["instruction", "input", "output", "reasoning", "text", "task"]
@@ -88,7 +88,7 @@ class Refusal(Filter):
 
     def reject(self, record: Record) -> str | None:
         """refusal, with the words that gave it away."""
-        found = REFUSALS.search(record.output.replace("’", "'")[: self.within])
+        found = REFUSALS.search(record.output[: self.within].replace("’", "'"))
         return f"refusal: {found.group(0)!r}" if found else None
 
 
@@ -99,11 +99,14 @@ class Echo(Filter):
 
     def reject(self, record: Record) -> str | None:
         """echo."""
-        if len(record.output) > 2 * len(record.task) + 20:
+        # Few answers begin as the task does: the first word settles most rows.
+        first = WORD.search(record.output.lower())
+        texts = [text for text in (record.instruction, record.input, record.task) if text]
+        starts = (WORD.search(text.lower()) for text in texts)
+        if first is None or first.group() not in {start.group() for start in starts if start}:
             return None
         said = words(record.output)
-        asked = {tuple(words(text)) for text in (record.instruction, record.input, record.task)}
-        return "echo: the output repeats the task" if said and tuple(said) in asked else None
+        return "echo: the output repeats the task" if any(said == words(text) for text in texts) else None
 
 
 POINTS = re.compile(
