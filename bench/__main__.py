@@ -6,6 +6,7 @@ CPU seconds and ratios count; the wall clock of a shared machine does not. What 
 from __future__ import annotations
 
 import argparse
+import os
 import pstats
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from bench.measure import HERE, KDGEN, PYTHON, Server, Took, middle, note, server, table, took, write_seeds
+from bench.measure import CACHE, HERE, KDGEN, PYTHON, Server, Took, middle, note, server, table, took, write_seeds
 
 CLIENTS = ("bare sdk", "bare aiohttp", "bare socket", "kdgen lean", "kdgen sdk")
 ANSWER = (
@@ -156,6 +157,17 @@ def _profile(command: list[str], folder: Path) -> None:
     print("```")
 
 
+def _warm(options: argparse.Namespace, folder: Path) -> None:
+    """One request of each client, so that no run that counts compiles modules."""
+    seeds = folder / "warm.jsonl"
+    write_seeds(seeds, 1)
+    with server() as host:
+        for client in options.clients:
+            ask(client, folder, seeds, host, 1)
+    script = Path(PYTHON).with_name("kdgen")
+    took([str(script), "--help"] if script.exists() else [*KDGEN, "--help"], cwd=folder)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Path], None]] = {
     "start": start,
     "dispatch": dispatch,
@@ -178,6 +190,8 @@ def main() -> None:
     if unknown := [part for part in options.parts if part not in PARTS]:
         parser.error(f"no part is named {unknown[0]!r}; there are {', '.join(PARTS)}")
     with tempfile.TemporaryDirectory(prefix="kdgen-bench-") as folder:
+        os.environ[CACHE] = str(Path(folder) / "pyc")
+        _warm(options, Path(folder))
         for name in options.parts or PARTS:
             place = Path(folder) / name
             place.mkdir()

@@ -35,10 +35,10 @@ async def spread(lines: list[str], most: int, ask: Callable[[str], Awaitable[Non
 
 
 async def sdk(base: str, lines: list[str], out: IO[str], most: int) -> None:
-    """The official SDK, as its README shows it."""
+    """The official SDK, as its README shows it; only its 5 s to connect are more, as a busy machine may need."""
     import openai
 
-    async with openai.AsyncOpenAI(api_key="x", base_url=base, max_retries=0) as client:
+    async with openai.AsyncOpenAI(api_key="x", base_url=base, max_retries=0, timeout=600) as client:
 
         async def ask(line: str) -> None:
             reply = await client.chat.completions.create(**body_of(line))

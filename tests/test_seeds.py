@@ -192,6 +192,7 @@ BAD: list[tuple[str, str, bytes, str]] = [
     ("messages_empty", "s.jsonl", b'{"messages": []}\n', "s.jsonl:1: messages is not a list of turns"),
     ("turn_text", "s.jsonl", b'{"messages": ["x"]}\n', "s.jsonl:1: turn 1 is a text, not an object"),
     ("turn_role_list", "s.jsonl", b'{"messages": [{"role": ["user"], "content": "x"}]}\n', "s.jsonl:1: turn 1 needs a role"),
+    ("turn_robot", "s.jsonl", b'{"messages": [{"role": "robot", "content": "x"}]}\n', "s.jsonl:1: turn 1 needs a role (system, user,"),
     ("turn_blank", "s.jsonl", b'{"messages": [{"role": "user", "content": " "}]}\n', "s.jsonl:1: the row has no text"),
     ("csv_quote", "s.csv", b'instruction\nx\n"y\nz\n', "s.csv:4: invalid CSV: unexpected end of data\n  hint: the row begins on line 3"),
     ("csv_after_quote", "s.csv", b'instruction\n"x"y\n', "s.csv:2: invalid CSV: ',' expected"),
@@ -325,13 +326,16 @@ def test_rejects_are_the_same_on_every_machine(tmp_path: Path) -> None:
     assert ids[0] == ids[1] and len(ids[0]) == 1
 
 
-def test_stdin(label: Callable[..., Any], tmp_path: Path) -> None:
+def test_stdin(label: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     assert label("-", None, stdin=b"\xef\xbb\xbf" + GOOD + b'{"text": "t", "instruction": "i"}\r\n').code == 0
     kept = [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_bytes().splitlines()]
     assert [row["instruction"] for row in kept] == ["Name a river.", "i"] and kept[1]["extra"] == {"text": "t"}
     bad = label("-", None, stdin=GOOD + b"{\n")
     assert bad.code == 2 and bad.err.startswith("error: stdin:2: invalid JSON")
     assert label("-", None, stdin=b"").err.startswith("error: stdin: there is no seed in it")
+    assert list((tmp_path / "tmp").iterdir()) == [], "the copy of stdin is left behind"
 
 
 def test_extra_columns_are_carried_untouched(label: Callable[..., Any], tmp_path: Path) -> None:
