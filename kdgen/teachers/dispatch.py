@@ -249,6 +249,7 @@ class Dispatch:
                 raw = await self._wire.send(request)
         except KdgenError:
             self.bill.failed(Fault("transient", "cut off", billed=True), hold)
+            self.halt.check()
             raise
         except TimeoutError:
             fault = Fault("transient", f"no reply within {self.spec.timeout:g} s", billed=True)

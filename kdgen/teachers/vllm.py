@@ -1,0 +1,267 @@
+"""vLLM: its server at one URL or several, or its engine inside this process.
+
+`vllm serve MODEL` is asked over the lean wire, in the chat-completions dialect. Without an address the engine runs
+here (see `engine`). Either way a reply reads the same, with token ids beside the logprobs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, JsonValue
+
+from kdgen.errors import UserError
+from kdgen.record import digest
+from kdgen.resources import did_you_mean
+from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body, read_chat
+from kdgen.teachers.http import HttpWire
+from kdgen.teachers.models import file_digest
+from kdgen.teachers.openai import read_key
+
+# Fields of a body that vLLM reads and kdgen has no field for (0.32's ChatCompletionRequest).
+SAMPLING = frozenset(
+    "top_k min_p repetition_penalty min_tokens ignore_eos stop_token_ids logit_bias allowed_token_ids bad_words "
+    "skip_special_tokens spaces_between_special_tokens include_stop_str_in_output thinking_token_budget "
+    "structured_outputs repetition_detection logprob_token_ids".split()
+)
+TEMPLATE = frozenset(
+    "chat_template chat_template_kwargs add_generation_prompt continue_final_message documents".split()
+)
+SERVED = (
+    SAMPLING
+    | TEMPLATE
+    | frozenset(
+        "add_special_tokens truncate_prompt_tokens truncation_side include_reasoning priority cache_salt vllm_xargs "
+        "watermarking".split()
+    )
+)
+CONSTRAINTS = frozenset("json regex choice grammar json_object structural_tag".split())
+OWN = frozenset(
+    "model messages stream stream_options n max_completion_tokens top_logprobs response_format reasoning_effort "
+    "return_tokens_as_token_ids return_token_ids prompt_logprobs engine lora".split()
+) | {*Params.model_fields}
+
+# Engine arguments that change how fast an answer comes, and not the answer; every other one is part of the request.
+TRANSPORT = frozenset(
+    "gpu_memory_utilization kv_cache_memory_bytes max_num_seqs max_num_batched_tokens tensor_parallel_size "
+    "pipeline_parallel_size data_parallel_size enforce_eager cpu_offload_gb swap_space download_dir max_logprobs "
+    "disable_log_stats max_loras max_cpu_loras max_lora_rank".split()
+)
+ENGINE_OWN = frozenset("model generation_config enable_lora".split())
+MODEL_FILES = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".model", ".jinja", ".txt", ".tiktoken")
+REST = 5.0
+
+
+class Vllm(TeacherSpec):
+    """A model that vLLM serves at `base_url` or `base_urls`, or one that its engine runs in this process.
+
+    `extra` holds vLLM's own fields of a request (`top_k`, `chat_template_kwargs`, …); `engine` its engine's arguments
+    (`max_model_len`, `dtype`, …). `lora` is an adapter: the name it is served under, or its folder.
+    """
+
+    provider: Literal["vllm"] = "vllm"
+    base_url: str | None = None
+    base_urls: tuple[str, ...] = Field((), description="servers of one model; each request goes to the least loaded")
+    api_key_env: str = "VLLM_API_KEY"
+    concurrency: int = Field(64, ge=1, le=4096, description="requests in flight at most")
+    prompt_logprobs: int | None = Field(None, ge=0, description="top-k logprobs of each token of the prompt")
+    lora: str | None = None
+    engine: dict[str, JsonValue] = {}
+    extra: dict[str, JsonValue] = {}
+
+    takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers; none where the engine runs in this process."""
+        return self.base_urls or ((self.base_url,) if self.base_url is not None else ())
+
+    @cached_property
+    def label(self) -> str:
+        """vllm:model, with the adapter's name; of a folder its name, since labels are published in rows."""
+        return f"vllm:{_name(self.model)}" + (f"+{_name(self.lora)}" if self.lora else "")
+
+    @cached_property
+    def identity(self) -> str:
+        """The model as the ledger knows it: a hub's name as it is, a folder by its name and its files' digest."""
+        return self.model if self.urls else _identity(self.model)
+
+    def check(self) -> None:
+        """A model must be named, a URL must be one, and no field may be without effect."""
+        for cause, hint in self._wrong():
+            raise UserError(cause, where=self.label, hint=hint)
+
+    def _wrong(self) -> Iterator[tuple[str, str]]:
+        if not self.model:
+            yield "no model is named", "--teacher vllm:MODEL, or vllm:MODEL@BASE_URL"
+        if self.base_url is not None and self.base_urls:
+            yield "base_url and base_urls are both set", "name all servers in base_urls"
+        if len(set(self.base_urls)) < len(self.base_urls):
+            yield "base_urls names a server twice", "one URL per server"
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")):
+                yield f"{url!r} is not a URL", "base_url looks like http://HOST:PORT/v1"
+        if self.urls and self.engine:
+            yield "engine has no effect on a server", "give these arguments to `vllm serve`, or leave out base_url"
+        if clash := sorted(set(self.engine) & ENGINE_OWN):
+            yield f"engine must not set {', '.join(clash)}", "kdgen has a field for it, or needs it"
+        if self.lora and not self.urls and not Path(self.lora).expanduser().is_dir():
+            yield f"the adapter {self.lora} is no folder", "in this process an adapter is loaded from its folder"
+        for name in sorted(self.extra):
+            yield from self._wrong_extra(name)
+
+    def _wrong_extra(self, name: str) -> Iterator[tuple[str, str]]:
+        known = SERVED if self.urls else SAMPLING | TEMPLATE
+        if name in OWN:
+            yield f"extra must not set {name}", "kdgen has a field for it, or needs it"
+        elif name.startswith("guided_"):
+            yield f"vLLM ignores {name} since 0.12", "extra: {structured_outputs: {regex: …}}; schemas are sent anyway"
+        elif name not in known:
+            other = "provider: openai with a base_url sends any field" if self.urls else "only a server takes it"
+            yield f"vLLM would ignore {name} here", did_you_mean(name, known) or other
+
+    def needs(self) -> list[str]:
+        """vLLM itself, where no server is named. A server's key is optional."""
+        return [] if self.urls or importlib.util.find_spec("vllm") else ["vllm is not installed"]
+
+    def origin(self) -> dict[str, str]:
+        """The model, and the digest of a folder of one's own."""
+        return {"origin": self.identity}
+
+    def body(self, call: Call) -> dict[str, Any]:
+        """The chat-completions body, which asks for token ids wherever there are logprobs.
+
+        For the engine in this process it also holds what would change the answer: the adapter and the engine's arguments.
+        """
+        body = {**chat_body(self.identity, call), **self.extra}
+        if isinstance(structured := body.pop("structured_outputs", None), dict):
+            # vLLM takes its options (`disable_any_whitespace`, …) only beside a constraint, and the schema is one.
+            structured = {**structured, **({"json": call.schema} if call.schema is not None else {})}
+            if CONSTRAINTS & set(structured):
+                body["structured_outputs"] = structured
+        if self.urls and self.lora:
+            body["model"] = self.lora
+        if call.params.logprobs is not None:
+            body["return_tokens_as_token_ids"] = True
+        if self.prompt_logprobs is not None:
+            body["prompt_logprobs"] = self.prompt_logprobs
+        if call.params.logprobs is not None or self.prompt_logprobs is not None:
+            body["return_token_ids"] = True
+        if not self.urls:
+            body["engine"] = {name: value for name, value in self.engine.items() if name not in TRANSPORT}
+            if self.lora:
+                body["lora"] = self._adapter
+        return body
+
+    @cached_property
+    def _adapter(self) -> str:
+        return _identity(self.lora or "")
+
+    def read(self, request: Request, raw: Raw) -> Reply:
+        """See `TeacherSpec.read`; each logprob has its token's id and text, the likeliest first."""
+        reply = read_chat(request.key, self.label, raw)
+        for choice in reply.body["choices"]:
+            for entry in (choice.get("logprobs") or {}).get("content") or ():
+                named(entry)
+                entry["top_logprobs"] = sorted(entry.get("top_logprobs") or (), key=lambda top: -top["logprob"])
+                for top in entry["top_logprobs"]:
+                    named(top)
+        return reply
+
+    def connect(self) -> Wire:
+        """The lean wire for each server, or the engine, which is loaded at the first request."""
+        self.check()
+        if not self.urls:
+            from kdgen.teachers.engine import INSTALL, EngineWire
+
+            for need in self.needs():
+                raise UserError(need, where=self.label, hint=INSTALL)
+            arguments = {"max_num_seqs": self.concurrency, **self.engine}
+            adapter = (self._adapter, str(Path(self.lora).expanduser())) if self.lora else None
+            return EngineWire(_path(self.model), arguments, adapter)
+        key = read_key(self)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        wires = [
+            HttpWire(url.rstrip("/") + "/chat/completions", headers, connections=self.concurrency) for url in self.urls
+        ]
+        return wires[0] if len(wires) == 1 else LeastLoaded(wires)
+
+
+def named(entry: dict[str, Any]) -> None:
+    """Give a logprob entry of a server its token's `id`, and as `token` its text again."""
+    token = entry.get("token")
+    if "id" not in entry and isinstance(token, str) and token.startswith("token_id:") and token[9:].isdigit():
+        entry["id"] = int(token[9:])
+        spelled = bytes(entry.pop("bytes", None) or b"").decode("utf-8", "replace")
+        # Only the sampled token comes with its text; of the others the id is all that a server tells.
+        entry["token"] = None if spelled == token else spelled
+
+
+def _path(name: str) -> str:
+    folder = Path(name).expanduser()
+    return str(folder) if folder.exists() else name
+
+
+def _name(name: str) -> str:
+    return Path(name).name if name.startswith(("/", "~", ".")) or Path(name).exists() else name
+
+
+def _identity(name: str) -> str:
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        return name
+    files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    found = [(file.name, file_digest(file)) for file in files if file.is_file() and file.suffix in MODEL_FILES]
+    return f"{folder.name}@{digest(found)[:12]}"
+
+
+class LeastLoaded:
+    """Several servers of one model as one wire: a request goes to the one with the fewest in flight.
+
+    A server that refuses connections is stepped over while another serves. One that fails in any other way gets
+    nothing new for a few seconds, or its quick failures would make it look like the least loaded.
+    """
+
+    def __init__(self, wires: Sequence[HttpWire]) -> None:
+        self.wires = list(wires)
+        self.busy = [0] * len(self.wires)
+        self.sent = [0] * len(self.wires)
+        self._rests_until = [0.0] * len(self.wires)
+
+    async def send(self, request: Request) -> Raw:
+        """Send once, to the least loaded server that takes the connection. Raises Fault."""
+        refused: Fault | None = None
+        tried: set[int] = set()
+        while len(tried) < len(self.wires):
+            place = self._least(tried)
+            tried.add(place)
+            self.busy[place] += 1
+            self.sent[place] += 1
+            try:
+                return await self.wires[place].send(request)
+            except Fault as fault:
+                fault.message = f"{self.wires[place].url}: {fault.message}"
+                if fault.kind == "transient":
+                    self._rests_until[place] = time.monotonic() + REST
+                if fault.kind != "transient" or fault.billed or fault.status:
+                    raise
+                refused = fault
+            finally:
+                self.busy[place] -= 1
+        assert refused is not None
+        raise refused
+
+    def _least(self, tried: set[int]) -> int:
+        now = time.monotonic()
+        places = (place for place in range(len(self.wires)) if place not in tried)
+        return min(places, key=lambda place: (self._rests_until[place] > now, self.busy[place], self.sent[place]))
+
+    async def close(self) -> None:
+        """Close every wire."""
+        for wire in self.wires:
+            await wire.close()
