@@ -37,7 +37,7 @@ class Evol(Stage):
     For `rounds` rounds one of `operations` is drawn (in-depth: constraints, deepen, concretize,
     reasoning, input; in-breadth: a rarer task of the same domain) and applied to what the last round left.
     An evolved task is eliminated, and the one before it tried again in the next round, when (1) it adds
-    nothing (`equal` asks the judge), (2) its answer is a refusal: it has "sorry" in it and is shorter than 80
+    nothing (it is the same, or `equal`'s judge says so), (2) its answer is a refusal: it has "sorry" in it and is shorter than 80
     words, (3) its answer is only punctuation and stop words, or (4) it copies words of the prompt that
     made it. Every generation is a row whose parent is the one before.
     """
@@ -104,6 +104,8 @@ class Evol(Stage):
             raise Rejected("empty_task", task)
         if LEAK.search(task) and not LEAK.search(current.task):
             raise Rejected("copies_prompt", task[:200])
+        if words(task) == words(current.task):
+            raise Rejected("no_information_gain", "the same task again")
         compared = await ask(self.equal, to=self.judge, schema=Verdict, first=current.task, second=task)
         if Verdict.model_validate_json(compared.text).verdict == "same":
             raise Rejected("no_information_gain", task[:200])
