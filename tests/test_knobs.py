@@ -46,7 +46,7 @@ RULES = [
         "contains": "numbered",
         "reply": "9. Explain rust {digest} now\n10. Write a song about wind\n11. Go on, {digest}\n12. Too",
     },
-    {"regex": "(?s)somebody else.*sorry", "reply": "Name a colour of the sea."},
+    {"regex": "(?s)somebody else.*early hours", "reply": "Name a colour of the sea."},
     {"contains": "Repeat me", "reply": "Repeat me"},
     {"contains": "sorry", "reply": "Well, all said and done, I'm sorry, I cannot."},
     {"contains": "somebody else", "reply": "Explain {digest} in three steps"},
