@@ -118,8 +118,11 @@ class Store:
     def staging(self) -> Iterator[Staging]:
         """A new version to write to; removed unless it was published."""
         self.versions.mkdir(exist_ok=True)
+        # What a kill left behind: nobody else can be writing here, the dataset is held.
         for leftover in self.versions.glob(".next-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in (*self.folder.glob(".*.next"), *self.versions.glob("*/.*.next")):
+            leftover.unlink(missing_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".next-", dir=self.versions))
         staging = Staging(folder)
         try:
@@ -157,7 +160,7 @@ def link(path: Path, target: str) -> None:
     """Point a symbolic link at `target`, atomically."""
     if path.is_symlink() and os.readlink(path) == target:
         return
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh = path.with_name(f".{path.name}.next")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)
     fresh.replace(path)
@@ -165,7 +168,7 @@ def link(path: Path, target: str) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh = path.with_name(f".{path.name}.next")
     with fresh.open("wb") as file:
         file.write(content)
         file.flush()

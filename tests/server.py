@@ -297,7 +297,7 @@ def leftovers(folder: Path) -> list[str]:
     """What a run should not leave in a dataset folder."""
     if not folder.exists():
         return []
-    odd = [str(path) for path in folder.rglob("*") if re.search(r"\.next-|\.\d+$", path.name)]
+    odd = [str(path) for path in folder.rglob("*") if re.search(r"\.next|\.\d+$", path.name)]
     return sorted(odd)
 
 
