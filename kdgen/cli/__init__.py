@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 EXITS = """Exit codes: 0 done · 1 a bug · 2 your mistake, nothing was sent · 3 the endpoint cannot serve this run ·
-4 the budget is reached · 5 a quality gate failed · 6 another run holds the dataset · 7 terms not acknowledged ·
-130 interrupted. After 3, 4 and 130 the same command goes on: what was paid is in the ledger."""
+4 the budget is reached · 5 a quality gate failed · 6 another run holds the dataset · 7 terms not acknowledged · 75 batches are out ·
+130 interrupted. After 3, 4, 75 and 130 the same command goes on: what was paid is in the ledger."""
 
 app = typer.Typer(
     name="kdgen",

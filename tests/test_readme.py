@@ -1,0 +1,56 @@
+"""What README shows works: its commands run on the scripted teacher, its recipe loads and makes rows, its tables are whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdgen import errors
+from kdgen.resources import builtins
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("kdgen ")]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_runs(kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path, line: str) -> None:
+    (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name three uses of vinegar."}\n')
+    words = shlex.split(line, comments=True)[1:]
+    listed = "\n".join(
+        f"{n}. Tell {'{digest}'} about number {n} of the things that matter to {n * 7} people" for n in range(9, 17)
+    )
+    teacher = script({"contains": "numbered 9 to 16", "reply": listed}, "Because.\nAnswer: {digest}")
+    said = kdgen(*words, "-t", teacher, "--ledger", "l.db", "-o", "out")
+    assert said.code == 0, said.err
+    assert (tmp_path / "out/data.jsonl").read_text()
+
+
+def test_the_recipe_makes_rows(kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path) -> None:
+    recipe = next(block for kind, block in BLOCKS if kind == "yaml")
+    (tmp_path / "mine.yaml").write_text(recipe)
+    (tmp_path / "mine.md").write_text("---\nvariables: {instruction: x}\n---\n[[user]]\n{{ instruction }}\n")
+    (tmp_path / "questions.csv").write_text("question\nWhere is my parcel?\n")
+    said = kdgen(
+        "run", "./mine.yaml", "-t", script(), "--json", "-q", "--ledger", "l.db", "--set", "stages.0.prompt=./mine.md"
+    )
+    assert said.code == 0 and json.loads(said.out)["counts"]["rows"] == 1, said.err
+
+
+def test_every_exit_code_is_documented() -> None:
+    codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)}
+    assert codes <= listed
+
+
+def test_every_recipe_is_listed() -> None:
+    for name in builtins("configs"):
+        family, method = name.split("/")
+        default = {"expand": "self-instruct", "label": "answer"}.get(family) == method
+        assert (f"kdgen {family} SEEDS`" if default else f"kdgen {family} SEEDS --method {method}`") in README, name
