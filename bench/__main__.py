@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.measure import CACHE, HERE, KDGEN, PYTHON, Server, Took, middle, note, server, table, took, write_seeds
+from kdgen.terms import table as terms
 
 CLIENTS = ("bare sdk", "bare aiohttp", "bare socket", "kdgen lean", "kdgen sdk")
 ANSWER = (
@@ -41,8 +42,9 @@ def ask(client: str, folder: Path, seeds: Path, host: Server, most: int) -> Took
     if who == "bare":
         command = [PYTHON, str(HERE / "clients.py"), kind, host.base, str(seeds), str(folder / "bare.jsonl"), str(most)]
     else:
-        teacher = f"openai:m@{host.base}" if kind == "lean" else "openai:m"
+        teacher = f"openai:Qwen3-8B@{host.base}" if kind == "lean" else "openai:Qwen3-8B"
         command = label(folder, seeds, teacher, f"teachers.teacher.concurrency={most}")
+        command += [] if kind == "lean" else ["--ack-terms", f"openai.api@{terms().read}"]
     return took(command, env=env, cwd=folder)
 
 

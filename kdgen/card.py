@@ -47,8 +47,7 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         )
     lines += [
         "",
-        "The licence of the rows follows from the teachers' terms and the seeds' licences; check both before you publish.",
-        "",
+        *_terms(manifest),
         "## From seeds to rows",
         "",
         "| | records |",
@@ -79,3 +78,26 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         shown = yaml.safe_dump(example, sort_keys=False, allow_unicode=True, width=100).strip()
         lines += ["", "## One row", "", "~~~yaml", shown, "~~~"]
     return "\n".join(lines) + "\n"
+
+
+def _terms(manifest: dict[str, Any]) -> list[str]:
+    """What the teachers' makers ask, who said that it may be used so, and what goes along with the rows."""
+    used = f"`{manifest['use']}`" + (f", to train {manifest['student']}" if manifest["student"] else "")
+    lines = [
+        "## Terms",
+        "",
+        f"Made for use {used}. For orientation, not legal advice; the licence of the rows follows from these terms and the "
+        "seeds' licences.",
+        "",
+        "| role | terms | status | they ask | read |",
+        "|---|---|---|---|---|",
+    ]
+    for ruling in manifest["terms"]:
+        for each in ruling["verdicts"]:
+            source = f"[{each['key']}]({each['source']})" if each["source"] else each["key"]
+            lines.append(f"| {ruling['role']} | {source} | {each['status']} | {each['asks']} | {each['read']} |")
+    acks = {ruling["key"]: ruling["ack"] for ruling in manifest["terms"] if ruling["ack"]}.items()
+    lines += ["", *(f"- {key}, as of {ack['date']}, acknowledged: {ack['why']}" for key, ack in acks)]
+    notices = dict.fromkeys(notice for ruling in manifest["terms"] for notice in ruling["notices"])
+    lines += [f"- {notice}" for notice in notices]
+    return [*lines, ""] if acks or notices else lines

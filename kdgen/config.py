@@ -20,6 +20,7 @@ from kdgen.stages import AnyStage
 from kdgen.teachers import AnyTeacher, parse_spec
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Budget
+from kdgen.terms import Ack, Use
 from kdgen.yamls import Key, Source, explain, load_yaml, parse_value
 
 TRANSPORT = {
@@ -35,6 +36,8 @@ TRANSPORT = {
     "rpm",
     "tpm",
 }
+# What a recipe says beside what its rows are made of.
+NOT_OF_ROWS = {"about", "paper", "teachers", "seeds", "budget", "use", "student", "terms"}
 OWN_FIELDS = {*TeacherSpec.model_fields} - {"provider", "model"}
 
 
@@ -57,6 +60,11 @@ class Recipe(Frozen):
     budget: Budget = Budget()
     target: int | None = Field(None, ge=1)
     seed: int = 0
+    use: Use = Field("internal", description="what the rows are for; the teachers' terms are judged by it")
+    student: str = Field("", description="the model that will be trained on the rows, as the terms may name it")
+    terms: dict[str, Ack] = Field(
+        {}, description="terms that do not plainly allow it, each with why you may all the same"
+    )
 
     def leaves(self) -> Iterator[tuple[str, TeacherSpec]]:
         """The teachers that are models, by role."""
@@ -85,7 +93,7 @@ class Recipe(Frozen):
             for role, spec in self.teachers.items()
         }
         texts = [prompt.digest for prompt in self.prompts()]
-        rest = self.model_dump(mode="json", exclude={"about", "paper", "teachers", "seeds", "budget"})
+        rest = self.model_dump(mode="json", exclude=NOT_OF_ROWS)
         return digest(rest, teachers, texts)
 
     def check(self, where: Callable[[Key], str]) -> None:

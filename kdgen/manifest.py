@@ -12,7 +12,6 @@ from kdgen import __version__
 from kdgen.record import Record, Row, Waiting
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Sum
-from kdgen.teachers.prices import price_of
 
 if TYPE_CHECKING:
     from kdgen.runner import Run
@@ -51,7 +50,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
     """The manifest. `requests`, `tokens` and `cost_usd` are this run's; `dataset` is the same of every reply behind the rows."""
     recipe, bill, tally = run.recipe, run.bill, run.tally
     assert recipe.seeds is not None
-    known = all(price_of(spec) is not None for _, spec in recipe.leaves())
+    known = all(bill.prices.of(spec) is not None for _, spec in recipe.leaves())
     everything = list(bill.used.values())
     return {
         "kdgen": __version__,
@@ -90,6 +89,9 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
             for role, spec in recipe.teachers.items()
             if not isinstance(spec, TeacherSpec)
         },
+        "use": recipe.use,
+        "student": recipe.student,
+        "terms": [ruling.data() for ruling in run.rulings],
         "notices": run.desk.notices,
         "hashes": {
             "recipe": recipe.digest,

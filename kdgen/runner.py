@@ -32,6 +32,7 @@ from kdgen.store import Staging
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.dispatch import Halt
 from kdgen.teachers.ledger import Ledger
+from kdgen.terms import Ruling
 
 DRY_ROUNDS = 2
 CANDIDATES_PER_TARGET = 20
@@ -64,6 +65,7 @@ class Run:
     grace: float = 5.0
     halt: Halt = field(default_factory=Halt)
     tally: Tally = field(default_factory=Tally)
+    rulings: list[Ruling] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.halt.grace = self.grace

@@ -22,7 +22,10 @@ from aiohttp import web
 from kdgen.cli import app
 from kdgen.errors import KdgenError
 from kdgen.teachers.base import Fault, Raw, Request
+from kdgen.terms import table
 
+# The word of a user who may train on the output of OpenAI's models.
+ACK = ("--ack-terms", f"openai.api@{table().read}")
 ROOT = Path(__file__).parent.parent
 ROWS = ("data.jsonl", "records.jsonl", "rejects.jsonl")
 WORDS = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server import ACK
 
 GOOD = '{"instruction": "Name a colour."}\n'
 RECIPE = """name: mine
@@ -122,7 +123,7 @@ OPTIONS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("no_batches", ("--set", "teachers.teacher.mode=batch"), ("has no batches",)),
     (
         "budget_of_batches",
-        ("-t", "openai:m@http://127.0.0.1:9/v1", "--set", "teachers.teacher.mode=batch", "--budget-tokens", "9"),
+        ("-t", "openai:Qwen3-8B@http://127.0.0.1:9/v1", "--set", "teachers.teacher.mode=batch", "--budget-tokens", "9"),
         ("a budget cannot be kept in batches",),
     ),
     ("two_outputs", ("-o", "-", "--json"), ("both want stdout",)),
@@ -201,7 +202,7 @@ def test_a_folder_with_other_files_is_left_alone(label: Callable[..., Any], tmp_
 
 def test_a_key_is_needed_only_to_ask(kdgen: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text(GOOD)
-    said = kdgen("label", "s.jsonl", "-t", "openai:gpt-x", "-o", "out", "--ledger", "ledger.db")
+    said = kdgen("label", "s.jsonl", "-t", "openai:gpt-x", *ACK, "-o", "out", "--ledger", "ledger.db")
     refused(said, tmp_path, "OPENAI_API_KEY is not set", "--teacher local")
 
 

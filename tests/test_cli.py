@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import server
 import yaml
-from server import FakeWire, leftovers
+from server import ACK, FakeWire, leftovers
 
 import kdgen as package
 from kdgen.resources import builtins
@@ -214,7 +214,7 @@ def test_openai_needs_a_key_only_for_what_the_ledger_lacks(
     kdgen: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "s.jsonl").write_text(SEEDS)
-    base = ("label", "s.jsonl", "-t", "openai:gpt-4o-mini", "-o", "out", "--ledger", "ledger.db", "--json", "-q")
+    base = ("label", "s.jsonl", "-t", "openai:gpt-4o-mini", *ACK, "-o", "out", "--ledger", "ledger.db", "--json", "-q")
     said = kdgen(*base)
     assert said.code == 2 and said.out == "" and not (tmp_path / "out/data.jsonl").exists()
     assert "OPENAI_API_KEY is not set\n  hint: export OPENAI_API_KEY=" in said.err

@@ -203,8 +203,8 @@ def test_set_reaches_every_place(folder: Path) -> None:
 def test_a_teacher_keeps_the_parameters_of_its_role(folder: Path) -> None:
     text = RECIPE.replace("path: t.jsonl", "path: t.jsonl\n    temperature: 0.3\n    concurrency: 9")
     (folder / "mine.yaml").write_text(text)
-    spec = dict(load_recipe("mine.yaml", teachers=["openai:m@http://h/v1"]).leaves())["teacher"].model_dump()
-    assert spec["temperature"] == 0.3 and spec["base_url"] == "http://h/v1" and spec["model"] == "m"
+    spec = dict(load_recipe("mine.yaml", teachers=["openai:Qwen3-8B@http://h/v1"]).leaves())["teacher"].model_dump()
+    assert spec["temperature"] == 0.3 and spec["base_url"] == "http://h/v1" and spec["model"] == "Qwen3-8B"
     assert spec["concurrency"] != 9, "concurrency belongs to an endpoint"
 
 

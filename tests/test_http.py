@@ -15,7 +15,7 @@ from typing import Any, get_args
 from unittest.mock import MagicMock
 
 import pytest
-from server import Answer, Made, Script, Server, echo_answer, kdgen, last, make, paid, tasks, write_seeds
+from server import ACK, Answer, Made, Script, Server, echo_answer, kdgen, last, make, paid, tasks, write_seeds
 
 from kdgen.errors import BudgetReached, EndpointError, GateFailed, UserError
 from kdgen.teachers import AnyTeacher
@@ -50,7 +50,7 @@ def label(tmp_path: Path, server: Server, count: int, *sets: str, name: str = "o
     """kdgen label of `count` seeds at the server."""
     seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(count))
     extra = [part for each in sets for part in ("--set", each)]
-    return make("label", seeds, "-t", f"openai:stub@{server.url}", *extra, folder=tmp_path / name)
+    return make("label", seeds, "-t", f"openai:Qwen3-8B@{server.url}", *extra, folder=tmp_path / name)
 
 
 def one_bad(bad: Answer, times: int | None = None, word: str = "number 3 ") -> Script:
@@ -242,8 +242,19 @@ def test_a_key_is_written_nowhere(tmp_path: Path, stop: bool, own: bool) -> None
     script: Script = (lambda body, seen: Answer(f"wrong key: {KEY}", status=401)) if stop else tattle
     with Server(script) as server:
         write_seeds(tmp_path / "seeds.jsonl", tasks(8))
-        teacher = f"openai:stub@{server.url}" if own else "openai:stub"
-        asked = ["label", "seeds.jsonl", "-t", teacher, "-o", "out", "--ledger", "ledger.db", "--json"]
+        teacher = f"openai:Qwen3-8B@{server.url}" if own else "openai:Qwen3-8B"
+        asked = [
+            "label",
+            "seeds.jsonl",
+            "-t",
+            teacher,
+            "-o",
+            "out",
+            "--ledger",
+            "ledger.db",
+            "--json",
+            *(() if own else ACK),
+        ]
         done = kdgen(*asked, cwd=tmp_path, OPENAI_API_KEY=KEY, OPENAI_BASE_URL=server.url)
     assert done.returncode == (3 if stop else 0), done.stderr
     assert all(headers["Authorization"] == f"Bearer {KEY}" for headers in server.headers)
@@ -267,8 +278,8 @@ def test_the_sdk_wire_reads_faults_as_the_lean_wire_does(
         with Server(one_bad(bad, times=1)) as server:
             monkeypatch.setenv("OPENAI_BASE_URL", server.url)
             seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(5))
-            teacher = f"openai:stub@{server.url}" if own else "openai:stub"
-            made = make("label", seeds, "-t", teacher, folder=tmp_path / f"own-{own}")
+            teacher = f"openai:Qwen3-8B@{server.url}" if own else "openai:Qwen3-8B"
+            made = make("label", seeds, "-t", teacher, *(() if own else ACK), folder=tmp_path / f"own-{own}")
             rejects = [(row["reason"], row["detail"]) for row in made.rows("rejects.jsonl")]
             ends.append((str(made.error), made.manifest.get("counts"), rejects, server.repeats(), server.paths[0]))
     assert ends[0] == ends[1]
@@ -464,7 +475,7 @@ def test_a_reply_that_does_not_validate_is_asked_for_again(tmp_path: Path, repai
 
     with Server(script) as server:
         seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(4))
-        asked = ("label", seeds, "-m", "rationale", "-t", f"openai:stub@{server.url}")
+        asked = ("label", seeds, "-m", "rationale", "-t", f"openai:Qwen3-8B@{server.url}")
         made = make(*asked, "--set", f"teachers.teacher.repairs={repairs}", folder=tmp_path / "out")
     assert made.manifest["counts"]["rows"] == (4 if repairs else 1)
     assert len(server.bodies) == (7 if repairs else 4)

@@ -50,7 +50,7 @@ def test_kill_9_again_and_again(tmp_path: Path) -> None:
     kills = in_flight = early = 0
     committed_at: list[tuple[int, set[str]]] = []
     with Server(mixed, latency=0.02) as server:
-        asked = ("label", "seeds.jsonl", "-t", f"openai:stub@{server.url}", "-q")
+        asked = ("label", "seeds.jsonl", "-t", f"openai:Qwen3-8B@{server.url}", "-q")
         while True:
             began = len(server.bodies)
             with start(*asked, "-o", "out", "--ledger", "l.db", cwd=tmp_path) as run:
@@ -104,7 +104,7 @@ def test_kill_9_while_publishing_shows_one_whole_version(tmp_path: Path) -> None
     dice = random.Random(SEED)
     rows = tasks(60)
     with Server(mixed) as server:
-        asked = ("label", "seeds.jsonl", "-t", f"openai:stub@{server.url}", "-q", "--ledger", "l.db", "-o")
+        asked = ("label", "seeds.jsonl", "-t", f"openai:Qwen3-8B@{server.url}", "-q", "--ledger", "l.db", "-o")
         versions = []
         for count in (60, 40):
             write_seeds(tmp_path / "seeds.jsonl", rows[:count])

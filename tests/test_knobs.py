@@ -90,6 +90,8 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "export": "export.format=alpaca",
             "budget": "budget.tokens=150",
             "target": "target=1",
+            "use": "use=research",
+            "student": "student=Mine-8B",
         },
     ),
     (Recipe, EXPAND, {"seed": "seed=7"}),
@@ -235,7 +237,10 @@ AGAINST = {
 }
 KINDS = {"stage", "method", "filter", "format", "provider"}
 # Shown to change something on another base: `against_seeds` matters only where a stage makes new records.
-ELSEWHERE_TESTED = {("Budget", "usd"): "test_a_cap_in_usd_needs_a_price"}
+ELSEWHERE_TESTED = {
+    ("Budget", "usd"): "test_a_cap_in_usd_needs_a_price",
+    ("Recipe", "terms"): "test_a_recipe_may_say_why_it_may",
+}
 ELSEWHERE = {("Exact", "against_seeds"): EVOL, ("Rouge", "against_seeds"): EVOL, ("Dangling", "min_words"): LABEL}
 
 
@@ -321,7 +326,7 @@ TEACHER = {
     "frequency_penalty": "1",
     "logprobs": "3",
     "extra": "{top_k: 3}",
-    "model": "other",
+    "model": "Qwen3-4B",
 }
 
 
@@ -338,7 +343,7 @@ def test_a_teachers_parameter_is_sent(
             "label",
             "s.jsonl",
             "-t",
-            "openai:m@http://127.0.0.1:9/v1",
+            "openai:Qwen3-8B@http://127.0.0.1:9/v1",
             "-o",
             f"o{number}",
             "--ledger",

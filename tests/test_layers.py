@@ -19,7 +19,7 @@ LAYERS = [
     {"filters", "prompts", "readers", "yamls"},
     {"dedupe", "export", "seeds", "store"},
     {"teachers"},
-    {"stages"},
+    {"stages", "terms"},
     {"config"},
     {"asking", "manifest"},
     {"card", "progress"},

@@ -33,7 +33,7 @@ from server import (
 
 from kdgen.teachers.openai import OpenAI
 
-TEACHER = ("-t", "openai:stub@http://127.0.0.1:9/v1")
+TEACHER = ("-t", "openai:Qwen3-8B@http://127.0.0.1:9/v1")
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def signalled(
 ) -> tuple[int, str]:
     """kdgen label as a process, sent a signal once the server has seen `after` requests."""
     with start(
-        "label", "seeds.jsonl", "-t", f"openai:stub@{server.url}", "-o", "out", "--ledger", "l.db", cwd=tmp_path
+        "label", "seeds.jsonl", "-t", f"openai:Qwen3-8B@{server.url}", "-o", "out", "--ledger", "l.db", cwd=tmp_path
     ) as run:
         assert server.wait(after)
         for _ in range(times):
@@ -275,7 +275,7 @@ def test_an_interrupted_run_publishes_nothing_and_the_same_command_completes_it(
         kept = paid(tmp_path / "l.db")
         assert len(kept) == len(server.answered), "a reply that came within the grace was thrown away"
         assert 30 < len(server.bodies) < 120
-        asked = ("label", "seeds.jsonl", "-t", f"openai:stub@{server.url}")
+        asked = ("label", "seeds.jsonl", "-t", f"openai:Qwen3-8B@{server.url}")
         done = kdgen(*asked, "-o", "out", "--ledger", "l.db", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert server.repeats() == 0, "something was paid twice"
@@ -290,7 +290,7 @@ def test_an_interrupted_run_leaves_the_dataset_of_before(tmp_path: Path) -> None
     rows = tasks(120)
     write_seeds(tmp_path / "seeds.jsonl", rows[:10])
     with Server(latency=0.03) as server:
-        asked = ("label", "seeds.jsonl", "-t", f"openai:stub@{server.url}", "-o", "out", "--ledger", "l.db")
+        asked = ("label", "seeds.jsonl", "-t", f"openai:Qwen3-8B@{server.url}", "-o", "out", "--ledger", "l.db")
         assert kdgen(*asked, cwd=tmp_path).returncode == 0
         before = published(tmp_path / "out", card=True)
         write_seeds(tmp_path / "seeds.jsonl", rows)
@@ -334,7 +334,7 @@ def test_a_run_that_the_ledger_answers_can_be_interrupted(tmp_path: Path, connec
 def test_two_processes_on_one_ledger_pay_each_request_once(tmp_path: Path) -> None:
     write_seeds(tmp_path / "seeds.jsonl", tasks(80))
     with Server(mixed, latency=0.02) as server:
-        asked = ("label", "seeds.jsonl", "-t", f"openai:stub@{server.url}", "--ledger", "l.db")
+        asked = ("label", "seeds.jsonl", "-t", f"openai:Qwen3-8B@{server.url}", "--ledger", "l.db")
         server.held = True
         runs = [start(*asked, "-o", name, cwd=tmp_path) for name in ("one", "two")]
         while len(list(tmp_path.glob("l.db-owner-*"))) < 2:  # both hold the ledger before the first reply
@@ -353,7 +353,7 @@ def test_two_runs_cannot_write_one_dataset(tmp_path: Path) -> None:
     write_seeds(tmp_path / "seeds.jsonl", tasks(30))
     with Server() as server:
         server.held = True
-        asked = ("label", "seeds.jsonl", "-t", f"openai:stub@{server.url}", "-o", "out", "--ledger", "l.db")
+        asked = ("label", "seeds.jsonl", "-t", f"openai:Qwen3-8B@{server.url}", "-o", "out", "--ledger", "l.db")
         with start(*asked, cwd=tmp_path) as first:
             assert server.wait(1)
             second = kdgen(*asked, cwd=tmp_path)
@@ -370,7 +370,7 @@ def test_a_command_is_the_same_from_a_pipe(tmp_path: Path) -> None:
 
     rows = write_seeds(tmp_path / "seeds.jsonl", tasks(20)).read_bytes()
     with Server(mixed) as server:
-        asked = ("-t", f"openai:stub@{server.url}", "--ledger", "l.db", "-q")
+        asked = ("-t", f"openai:Qwen3-8B@{server.url}", "--ledger", "l.db", "-q")
         assert kdgen("label", "seeds.jsonl", *asked, "-o", "out", cwd=tmp_path).returncode == 0
         piped = subprocess.run(
             command("label", "-", *asked, "-o", "-"),

@@ -84,6 +84,18 @@ MaxWait = Annotated[
 ]
 BudgetUsd = Annotated[float | None, typer.Option("--budget-usd", min=0, help="The most this run may cost.")]
 BudgetTokens = Annotated[int | None, typer.Option("--budget-tokens", min=1, help="The most tokens this run may use.")]
+AckTerms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ack-terms",
+        metavar="KEY@DATE",
+        help="You read these terms of a teacher, as of that date, and may use its output so; `kdgen teachers` shows them.",
+    ),
+]
+PricesFile = Annotated[
+    str | None,
+    typer.Option("--prices", envvar="KDGEN_PRICES", metavar="FILE", help="Your own prices, over the table that ships."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest to stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]
 
@@ -111,6 +123,8 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         budget_tokens: BudgetTokens = None,
         wait: Wait = True,
         max_wait: MaxWait = None,
+        prices: PricesFile = None,
+        ack_terms: AckTerms = None,
         json_: AsJson = False,
         quiet: Quiet = False,
     ) -> None:
@@ -120,7 +134,7 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         work.make(
             name, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
             on_bad=on_bad_seed, form=format_, ledger=ledger, budget_usd=budget_usd, budget_tokens=budget_tokens,
-            wait=wait, max_wait=max_wait, as_json=json_, quiet=quiet,
+            wait=wait, max_wait=max_wait, prices=prices, acks=ack_terms, as_json=json_, quiet=quiet,
         )  # fmt: skip
 
     command.__doc__ = about
@@ -150,6 +164,8 @@ def run(
     budget_tokens: BudgetTokens = None,
     wait: Wait = True,
     max_wait: MaxWait = None,
+    prices: PricesFile = None,
+    ack_terms: AckTerms = None,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -159,7 +175,7 @@ def run(
     work.make(
         recipe, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
         on_bad=on_bad_seed, form=format_, ledger=ledger, budget_usd=budget_usd, budget_tokens=budget_tokens,
-            wait=wait, max_wait=max_wait, as_json=json_, quiet=quiet,
+            wait=wait, max_wait=max_wait, prices=prices, acks=ack_terms, as_json=json_, quiet=quiet,
     )  # fmt: skip
 
 

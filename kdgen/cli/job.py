@@ -25,6 +25,8 @@ from kdgen.store import Staging, Store
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.dispatch import Halt
 from kdgen.teachers.ledger import Ledger
+from kdgen.teachers.prices import Prices
+from kdgen.terms import Ruling
 
 POLL = 60.0
 
@@ -40,6 +42,8 @@ class Job:
     quiet: bool
     wait: bool
     max_wait: float | None
+    prices: Prices
+    rulings: list[Ruling]
 
     async def run(self, staging: Callable[[], AbstractContextManager[Staging]], store: Store | None) -> dict[str, Any]:
         """Pass after pass; the manifest of the last. Raises ComeBack where batches are out and nobody waits."""
@@ -47,11 +51,13 @@ class Job:
         gc.freeze()
         gc.set_threshold(50_000, 50, 50)
         book = Ledger(self.ledger)
-        bill, halt = Bill(self.recipe.budget), Halt()
+        bill, halt = Bill(self.recipe.budget, self.prices), Halt()
         self._heed_signals(halt)
         try:
             while True:
-                run = Run(self.recipe, self.seeds, self.scan, book, watcher(self.quiet), bill, halt=halt)
+                run = Run(
+                    self.recipe, self.seeds, self.scan, book, watcher(self.quiet), bill, halt=halt, rulings=self.rulings
+                )
                 run.desk.max_wait = self.max_wait
                 with staging() as version:
                     manifest = await run.go(version)

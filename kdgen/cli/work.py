@@ -20,6 +20,8 @@ from kdgen.readers import spool_stdin
 from kdgen.resources import builtins, did_you_mean, package_file
 from kdgen.seeds import FIELDS, scan
 from kdgen.store import Staging, Store
+from kdgen.teachers.prices import PLAIN, prices_file
+from kdgen.terms import Ruling, gate, judge, parse_ack
 
 
 def recipe_of(verb: str, method: str) -> str:
@@ -60,6 +62,8 @@ def make(
     budget_tokens: int | None,
     wait: bool,
     max_wait: float | None,
+    prices: str | None,
+    acks: Sequence[str] | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -71,11 +75,13 @@ def make(
         f"budget.{unit}": cap for unit, cap in (("usd", budget_usd), ("tokens", budget_tokens)) if cap is not None
     }
     recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
+    rulings = gate_of(recipe, acks or ())
+    table = prices_file(Path(prices)) if prices else PLAIN
     path, spooled = _seed_file(recipe)
     try:
         assert recipe.seeds is not None
         found = scan(recipe.seeds, path, name="stdin" if spooled else "")
-        job = Job(recipe, path, found, Path(ledger), quiet, wait, max_wait)
+        job = Job(recipe, path, found, Path(ledger), quiet, wait, max_wait, table, rulings)
         if out == "-":
             with tempfile.TemporaryDirectory(prefix="kdgen-") as folder:
                 asyncio.run(job.run(lambda: nullcontext(Staging(Path(folder))), None))
@@ -93,6 +99,18 @@ def make(
         print(pretty(manifest), end="")
     if not quiet:
         print(_last_words(manifest, store.folder), file=sys.stderr)
+
+
+def gate_of(recipe: Recipe, given: Sequence[str]) -> list[Ruling]:
+    """What the terms of a recipe's teachers say. Raises TermsNotAcknowledged, and UserError for what nobody asked."""
+    rulings = judge(dict(recipe.leaves()), recipe.use, recipe.student)
+    acks = dict(parse_ack(text) for text in given)
+    keys = [verdict.key for ruling in rulings for verdict in ruling.verdicts]
+    for key in acks:
+        if key not in keys:
+            hint = did_you_mean(key, keys) or f"what holds here: {', '.join(dict.fromkeys(keys))}"
+            raise UserError(f"no teacher is under the terms {key!r}", where="--ack-terms", hint=hint)
+    return gate(rulings, {**recipe.terms, **acks})
 
 
 def _changes(

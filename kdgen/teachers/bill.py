@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kdgen.errors import BudgetReached, UserError
 from kdgen.record import Frozen
 from kdgen.teachers.base import Fault, Reply, Request, TeacherSpec, Usage
-from kdgen.teachers.prices import Price, price_of
+from kdgen.teachers.prices import PLAIN, Price, Prices
 
 
 class Budget(Frozen):
@@ -56,6 +56,7 @@ class Bill:
     """
 
     budget: Budget = field(default_factory=Budget)
+    prices: Prices = PLAIN
     requests: int = 0
     failures: int = 0
     maybe_billed: int = 0
@@ -85,7 +86,7 @@ class Bill:
                 hint="set max_tokens, in the teacher or in the stage's params",
             )
         tokens = len(request.body) + request.room
-        price = price_of(spec)
+        price = self.prices.of(spec)
         if self.budget.usd is not None and price is None:
             raise UserError(
                 f"no price is known for {spec.label}, so a budget in USD cannot be kept",
@@ -148,14 +149,14 @@ class Bill:
 
     def settled(self, spec: TeacherSpec, reply: Reply) -> None:
         """One reply was paid, stored and used."""
-        usd = cost(price_of(spec), reply.usage)
+        usd = cost(self.prices.of(spec), reply.usage)
         self.paid.setdefault(spec.label, Sum()).add(reply.usage, usd)
         self.used.setdefault(spec.label, Sum()).add(reply.usage, usd)
 
     def imported(self, spec: TeacherSpec, usage: Usage) -> None:
         """One reply of a batch was paid and stored; the next pass uses it."""
         self.imports += 1
-        self.paid.setdefault(spec.label, Sum()).add(usage, cost(price_of(spec), usage))
+        self.paid.setdefault(spec.label, Sum()).add(usage, cost(self.prices.of(spec), usage))
 
     def next_pass(self) -> None:
         """The recipe is gone through again from its start."""
@@ -169,7 +170,7 @@ class Bill:
     def replayed(self, spec: TeacherSpec, reply: Reply) -> None:
         """One reply came from the ledger."""
         self.hits += 1
-        self.used.setdefault(spec.label, Sum()).add(reply.usage, cost(price_of(spec), reply.usage))
+        self.used.setdefault(spec.label, Sum()).add(reply.usage, cost(self.prices.of(spec), reply.usage))
 
     @property
     def tokens(self) -> int:
