@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +115,8 @@ class JobAsk:
         role = to or self._step.stage.to
         team = self._desk.recipe.teachers[role]
         messages = prompt.render(variables, history)
+        if _empty(prompt, variables, messages, history):
+            raise Rejected("empty_prompt", f"{prompt.name} shows nothing of this record, so nothing was asked")
         shape = schema.model_json_schema() if schema else None
         valid = _valid(schema, check)
         if not isinstance(team, Pool | Cascade):
@@ -173,6 +175,16 @@ def _complain(reply: Reply, partial: bool, params: Params) -> None:
             raise Rejected("filtered", "the provider's content filter ended the reply")
         case "tool":
             raise Rejected("tool_call", "the reply is a tool call")
+        case "unknown":
+            raise Rejected("unknown_finish", f"the reply may not be whole: its finish is {reply.detail or None}")
+
+
+def _empty(
+    prompt: Prompt, variables: Mapping[str, Any], messages: Sequence[Mapping[str, str]], history: Sequence[Message]
+) -> bool:
+    """Whether a prompt asks nothing of its own, or shows none of what it declares."""
+    asks = sum(message["role"] == "user" for message in messages) > sum(turn.role == "user" for turn in history)
+    return not asks or bool(prompt.variables and not any(variables.get(name) for name in prompt.variables))
 
 
 def _valid(schema: type[BaseModel] | None, check: Check | None) -> Check | None:
@@ -180,7 +192,7 @@ def _valid(schema: type[BaseModel] | None, check: Check | None) -> Check | None:
         return None
 
     def valid(reply: Reply) -> str | None:
-        if reply.finish in ("refusal", "filter", "tool"):
+        if reply.finish in ("refusal", "filter", "tool", "unknown"):
             return None
         if schema is not None:
             try:

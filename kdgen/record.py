@@ -25,8 +25,8 @@ class Message(Frozen):
 
 
 def digest(*parts: object) -> str:
-    """20 hex digits (80 bits) that stand for `parts`: strings, numbers, lists or dicts of them."""
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]
+    """20 hex digits (80 bits) that stand for `parts`: strings, numbers, messages, lists or dicts of them."""
+    return hashlib.sha256(orjson.dumps(parts, vars, orjson.OPT_SORT_KEYS)).hexdigest()[:20]
 
 
 def score(*key: object) -> int:

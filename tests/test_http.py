@@ -15,13 +15,27 @@ from typing import Any, get_args
 from unittest.mock import MagicMock
 
 import pytest
-from server import ACK, Answer, Made, Script, Server, echo_answer, kdgen, last, make, paid, tasks, write_seeds
+from server import (
+    ACK,
+    Answer,
+    Made,
+    Script,
+    Server,
+    echo_answer,
+    kdgen,
+    last,
+    make,
+    paid,
+    recipe_file,
+    tasks,
+    write_seeds,
+)
 
 from kdgen.errors import BudgetReached, EndpointError, GateFailed, UserError
 from kdgen.teachers import AnyTeacher
-from kdgen.teachers.base import Call, Params, TeacherSpec
+from kdgen.teachers.base import Call, Fault, Params, TeacherSpec
 from kdgen.teachers.dispatch import Halt
-from kdgen.teachers.http import error_of, fault, retry_after
+from kdgen.teachers.http import checked, error_of, fault, retry_after
 from kdgen.teachers.local import Local
 from kdgen.teachers.scripted import Scripted
 
@@ -88,8 +102,10 @@ def test_a_rate_limit_waits_as_long_as_the_endpoint_asks(
         Answer(raw=b""),
         Answer("half of this never comes", cut=True),
         Answer(status=502, raw=b"\xff\xfe not utf-8"),
+        Answer(raw=b"null"),
+        Answer(raw=b'{"error": {"code": 503, "message": "no provider is free"}, "user_id": "u"}'),
     ],
-    ids=["500", "503", "408", "html", "empty", "truncated", "binary"],
+    ids=["500", "503", "408", "html", "empty", "truncated", "binary", "null", "hidden"],
 )
 def test_a_passing_fault_is_retried_and_leaves_no_trace_in_the_rows(
     tmp_path: Path, slept: list[float], bad: Answer
@@ -180,6 +196,130 @@ def test_a_reply_without_a_choice_is_a_reject_and_is_never_paid_twice(tmp_path: 
     assert len(server.bodies) == 6
     assert again.manifest["requests"]["sent"] == 0
     assert again.files == made.files, "the card of a replay differs"
+
+
+# What compatible servers answer with status 200, and what becomes of the record: its output, or the reason of its reject.
+ODD: list[tuple[Any, str, str]] = [
+    ({"content": [{"type": "text", "text": "It is "}, {"type": "text", "text": "so."}]}, "stop", "It is so."),
+    ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "So."}]}, "stop", "So."),
+    ({"content": [{"type": "refusal", "refusal": "No."}]}, "stop", "refused"),
+    ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "stop", "malformed_reply"),
+    ({"content": {"text": "x"}}, "stop", "malformed_reply"),
+    ({"content": 3}, "stop", "malformed_reply"),
+    ({"content": "It is so.", "reasoning": {"text": "x"}}, "stop", "malformed_reply"),
+    ({"content": "It is so.", "reasoning": []}, "stop", "It is so."),
+    (None, "stop", "malformed_reply"),
+    ({"content": "It is so."}, "eos_token", "It is so."),
+    ({"content": "It is so."}, "STOP", "It is so."),
+    ({"content": "It is"}, "length", "cut"),
+    ({"content": "It is"}, "max_tokens", "cut"),
+    ({"content": "It is"}, "model_length", "cut"),
+    ({"content": "It is"}, None, "unknown_finish"),
+    ({"content": "It is"}, "error", "unknown_finish"),
+    ({"content": "It is"}, ["stop"], "unknown_finish"),
+    ({"content": "It is"}, "insufficient_system_resource", "unknown_finish"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "finish", "end"), ODD, ids=[f"{end}-{n}" for n, (_, _, end) in enumerate(ODD)])
+def test_an_odd_reply_ends_its_record_alone_in_every_run(tmp_path: Path, message: Any, finish: Any, end: str) -> None:
+    body = {"choices": [{"message": message, "finish_reason": finish}], "model": 7}
+    with Server(one_bad(Answer(raw=json.dumps(body).encode()))) as server:
+        made = label(tmp_path, server, 4, "teachers.teacher.repairs=1")
+        again = label(tmp_path, server, 4, "teachers.teacher.repairs=1")
+    assert made.error is None and again.error is None and again.files == made.files
+    assert len(server.bodies) == 4, "what was paid is asked again"
+    (odd,) = [row for row in made.rows() if row["id"] != "s" and "number 3 " in row["instruction"]] or made.rows(
+        "rejects.jsonl"
+    )
+    assert odd.get("reason", odd["output"]) == end
+    assert odd["calls"] and ("reason" in odd or odd["finish"] == "stop")
+
+
+def test_tokens_are_counted_whatever_a_server_calls_a_number(tmp_path: Path) -> None:
+    usages: list[Any] = [
+        None,
+        [],
+        "9",
+        {"prompt_tokens": "7", "completion_tokens": 2.0},
+        {"prompt_tokens": -5, "completion_tokens": None},
+        {"prompt_tokens": {}, "prompt_tokens_details": 3, "completion_tokens_details": [1]},
+        {"prompt_tokens": 1e300},
+    ]
+
+    def script(body: dict[str, Any], seen: int) -> Answer:
+        reply = json.loads(echo_answer(body, seen).body())
+        number = int(last(body).split("number ")[1].split()[0])
+        return Answer(raw=json.dumps({**reply, "usage": usages[number]}).encode())
+
+    with Server(script) as server:
+        made = label(tmp_path, server, len(usages))
+    assert made.manifest["counts"]["rows"] == len(usages)
+    assert made.manifest["tokens"] == {"input": 7, "cached_input": 0, "output": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        ({"error": {"code": 429, "message": "slow down"}}, "rate", 429),
+        ({"error": {"code": "402", "message": "credits"}}, "stop", 402),
+        ({"error": {"code": 400, "message": "too long"}, "choices": []}, "never", 400),
+        ({"error": {"code": "insufficient_quota", "message": "pay"}}, "stop", 502),
+        ({"error": {"code": 200, "message": "upstream"}, "choices": None}, "transient", 502),
+        ({"error": {"message": f"upstream said {KEY}"}}, "transient", 502),
+        ({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}, "transient", 502),
+        ({"error": "out of memory"}, "transient", 502),
+        ([], "transient", 200),
+        ([{"error": {"code": 400}}], "transient", 200),
+        ("text", "transient", 200),
+        (7, "transient", 200),
+    ],
+)
+def test_an_error_that_comes_as_a_success_is_no_reply(body: Any, kind: str, status: int) -> None:
+    with pytest.raises(Fault) as found:
+        checked(200, {"retry-after": "3"}, json.dumps(body).encode(), KEY)
+    assert (found.value.kind, found.value.status) == (kind, status)
+    assert found.value.retry_after == (3 if status in (429, 502) and kind != "stop" else None)
+    assert KEY not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": None, "output": [], "status": "completed"},
+        {"error": {"code": "server_error", "message": "x"}, "output": [], "status": "failed"},
+        {"error": {"code": 502}, "choices": [{"message": {"content": "x"}, "finish_reason": "error"}]},
+        {"error": {"message": "x"}, "content": [{"type": "text", "text": "x"}]},
+        {"object": "error", "usage": None},
+    ],
+)
+def test_a_reply_that_speaks_of_an_error_is_a_reply(body: Any) -> None:
+    raw = json.dumps(body).encode()
+    assert checked(200, {"x-request-id": "r"}, raw) == (raw, {"x-request-id": "r"}, {})
+
+
+def test_a_cascade_says_who_wrote_the_row(tmp_path: Path) -> None:
+    def script(body: dict[str, Any], seen: int) -> Answer:
+        weak = body["model"] == "Qwen3-8B"
+        if weak and "number 1 " in last(body):
+            return Answer("It is", finish="length")
+        if weak and "number 2 " in last(body):
+            return Answer(raw=b'{"choices": [{"message": null}]}')
+        return Answer("It is so." if not (weak and "number 3 " in last(body)) else "Hm")
+
+    with Server(script) as server:
+        models = {"cheap": "Qwen3-8B", "good": "Qwen3-32B"}
+        roles = {role: {"provider": "openai", "model": name, "base_url": server.url} for role, name in models.items()}
+        escalate = [{"filter": "length", "field": "output", "min_words": 2}]
+        team = {"provider": "cascade", "of": ["cheap", "good"], "escalate": escalate}
+        stages = [{"stage": "label", "method": "answer", "prompt": "label/answer"}]
+        recipe = recipe_file(
+            tmp_path / "c.yaml", {"name": "c", "teachers": {**roles, "teacher": team}, "stages": stages}
+        )
+        made = make("run", recipe, "--seeds", write_seeds(tmp_path / "s.jsonl", tasks(4)), folder=tmp_path / "out")
+    assert made.error is None
+    cheap, good = "openai:Qwen3-8B", "openai:Qwen3-32B"
+    assert [row["writers"] for row in made.rows()] == [{"output": who} for who in (cheap, good, good, good)]
 
 
 def test_nothing_waits_for_a_reply_beyond_the_timeout(tmp_path: Path, slept: list[float]) -> None:

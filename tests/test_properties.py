@@ -2,18 +2,110 @@
 
 from __future__ import annotations
 
+import json
 import random
+from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kdgen import parse
 from kdgen.dedupe import RougeIndex
-from kdgen.record import Record, digest, pick
+from kdgen.errors import Rejected
+from kdgen.record import Message, Record, digest, pick
 from kdgen.stages import Draw, Pool
+from kdgen.teachers.anthropic import Anthropic
+from kdgen.teachers.base import Raw, Request, TeacherSpec
+from kdgen.teachers.openai import OpenAI
+from kdgen.teachers.roles import mean_logprob
+from kdgen.teachers.vllm import Vllm
 
 TEXT = st.text(max_size=200)
 WORDS = st.lists(st.sampled_from("abcde"), min_size=1, max_size=12)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+)
+# The words of the dialects, so that what is drawn gets past the first look.
+SAID = st.sampled_from(
+    "text thinking refusal output_text message reasoning summary_text function_call stop length max_tokens final_answer "
+    "failed incomplete completed content_filter bio_policy end_turn token_id:3".split()
+)
+KEYS = st.sampled_from(
+    "choices message content text thinking refusal reasoning reasoning_content finish_reason usage model type phase output "
+    "summary status error code reason incomplete_details stop_reason stop_details category explanation prompt_tokens "
+    "completion_tokens prompt_tokens_details completion_tokens_details cached_tokens input_tokens output_tokens "
+    "input_tokens_details output_tokens_details reasoning_tokens cache_read_input_tokens logprobs token top_logprobs "
+    "logprob bytes".split()
+)
+JSON = st.recursive(
+    LEAVES | SAID, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6), max_leaves=20
+)
+
+
+def of(*sure: str, **parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """An object with some of `parts`, each as it should be or not."""
+    made = {name: inner | JSON for name, inner in parts.items()}
+    return st.fixed_dictionaries({name: made.pop(name) for name in sure}, optional=made)
+
+
+COUNTS = of(
+    prompt_tokens=LEAVES,
+    output_tokens=LEAVES,
+    prompt_tokens_details=of(cached_tokens=LEAVES),
+    output_tokens_details=of(reasoning_tokens=LEAVES),
+    cache_read_input_tokens=LEAVES,
+)
+PART = of("type", type=SAID, text=TEXT, refusal=TEXT, thinking=st.lists(of("type", type=SAID, text=TEXT), max_size=2))
+PARTS = st.lists(PART, max_size=3)
+TOKEN = of("logprob", token=SAID, logprob=st.floats(-9, 0), bytes=st.lists(st.integers(0, 255), max_size=3))
+ENTRY = of("logprob", token=SAID, logprob=st.floats(-9, 0), top_logprobs=st.lists(TOKEN, max_size=2))
+CHOICE = of(
+    "message",
+    message=of(content=TEXT | PARTS, refusal=TEXT, reasoning=TEXT),
+    finish_reason=SAID,
+    logprobs=of(content=st.lists(ENTRY, max_size=2)),
+)
+ITEM = of("type", type=SAID, phase=SAID, content=PARTS, summary=PARTS)
+BODY = of(
+    choices=st.lists(CHOICE, min_size=1, max_size=2),
+    output=st.lists(ITEM, max_size=3),
+    content=PARTS,
+    usage=COUNTS,
+    model=SAID,
+    status=SAID,
+    error=of(code=SAID, message=TEXT),
+    incomplete_details=of(reason=SAID),
+    stop_reason=SAID,
+    stop_details=of(category=SAID),
+)
+READERS: list[tuple[TeacherSpec, str]] = [
+    (OpenAI(model="m"), "openai.chat"),
+    (OpenAI(model="m"), "openai.responses"),
+    (Vllm(model="m", base_url="http://h"), "openai.chat"),
+    (Anthropic(model="m"), "anthropic.messages"),
+]
+
+
+@pytest.mark.parametrize(("spec", "wire"), READERS, ids=["chat", "responses", "vllm", "anthropic"])
+@given(JSON | BODY)
+@example({"choices": [{"message": {"content": ["a"]}}]})
+@example({"choices": [{"message": {"content": "a"}, "finish_reason": ["stop"]}]})
+@example({"output": [], "status": "incomplete", "incomplete_details": "x", "usage": {"input_tokens": "many"}})
+@example({"content": [], "stop_reason": {}, "usage": [3]})
+def test_a_reply_of_any_shape_is_read_or_rejected(spec: TeacherSpec, wire: str, body: Any) -> None:
+    """A reply in the ledger was paid for and is read again by every later run: reading it must not end any of them."""
+    try:
+        reply = spec.read(Request(wire, b"{}"), Raw(json.dumps(body).encode(), {}))
+    except Rejected:
+        return
+    assert all(type(number) is int and number >= 0 for number in reply.usage)
+    assert all(type(text) is str for text in (reply.text, reply.reasoning, reply.model, reply.detail))
+    mean_logprob(reply.body)
 
 
 @given(TEXT)
@@ -56,6 +148,13 @@ def test_a_changed_ingredient_changes_the_id() -> None:
         seed.child(**base, meta={"round": 1}, output="y"),  # type: ignore[arg-type]
     ]
     assert len({made.id, *(each.id for each in variants)}) == 6
+
+
+def test_a_child_may_have_another_history() -> None:
+    said = (Message(role="user", content="Hi."), Message(role="assistant", content="Hello."))
+    made = [Record(id="a").child(stage="s", method="m", history=history) for history in ((), said[:1], said)]
+    assert len({child.id for child in made}) == 3 and made[2].history == said
+    assert made[2].id == Record(id="a").child(stage="s", method="m", history=said).id
 
 
 def test_draws_are_stable_under_insertion_and_order() -> None:

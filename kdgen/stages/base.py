@@ -39,8 +39,9 @@ class Ask(Protocol):
         `nth` tells repeated draws apart, `schema` constrains the reply to a model's JSON schema and validates it,
         `check` says what else is wrong with a reply, and `partial` that one cut at max_tokens is still of use.
         A reply that does not validate is asked for again, with what is wrong shown, as often as the teacher's
-        `repairs` says. Raises Rejected where it is cut, refused, filtered or invalid in the end: such a reply is
-        never passed off as a whole answer.
+        `repairs` says. Raises Rejected where it is cut, refused, filtered or invalid in the end, or does not say that
+        it is whole: such a reply is never passed off as a whole answer. So it does, before anything is sent, where the
+        prompt fails on the variables or shows nothing of them.
         """
 
 

@@ -10,14 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import orjson
 from pydantic import BeforeValidator, Field
 
-from kdgen.errors import Rejected, UserError
+from kdgen.errors import UserError
 from kdgen.record import Frozen
 from kdgen.teachers import models_table
 from kdgen.teachers.base import BatchApi, Call, Finish, Params, Raw, Reply, Request, TeacherSpec, Usage, Wire
+from kdgen.teachers.chat import MALFORMED, count_of, malformed, table_of, text_of
 from kdgen.teachers.openai import EFFORTS, SdkWire, read_key
 
 KEY = "ANTHROPIC_API_KEY"
-FINISHES: dict[str | None, Finish] = {
+FINISHES: dict[str, Finish] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
     "max_tokens": "length",
@@ -146,29 +147,30 @@ class Anthropic(TeacherSpec):
             body = orjson.loads(raw.body)
             blocks = body["content"]
             text = "".join(block["text"] for block in blocks if block["type"] == "text")
-            thoughts = [block["thinking"] for block in blocks if block["type"] == "thinking"]
-            details = body.get("stop_details") or {}
-            detail = ": ".join(str(details[name]) for name in ("category", "explanation") if details.get(name))
-        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-            raise Rejected("malformed_reply", f"no content in the message ({type(error).__name__})") from None
-        usage = body.get("usage") or {}
-        read, written = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
+            thoughts = [text_of(block["thinking"]) for block in blocks if block["type"] == "thinking"]
+            details, usage = table_of(body.get("stop_details")), table_of(body.get("usage"))
+        except MALFORMED as error:
+            raise malformed("content", error) from None
+        end = str(body.get("stop_reason"))
+        finish = FINISHES.get(end, "unknown")
+        detail = ": ".join(str(details[name]) for name in ("category", "explanation") if details.get(name))
+        read, written = (count_of(usage.get(f"cache_{name}_input_tokens")) for name in ("read", "creation"))
         return Reply(
             key=request.key,
             text=text,
-            finish=FINISHES.get(body.get("stop_reason"), "unknown"),
+            finish=finish,
             usage=Usage(
-                input=(usage.get("input_tokens") or 0) + read + written,
+                input=count_of(usage.get("input_tokens")) + read + written,
                 cached_input=read,
-                output=usage.get("output_tokens") or 0,
+                output=count_of(usage.get("output_tokens")),
                 cache_write=written,
-                reasoning=(usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0,
+                reasoning=count_of(table_of(usage.get("output_tokens_details")).get("thinking_tokens")),
             ),
             body=body,
             reasoning="\n\n".join(thought for thought in thoughts if thought),
-            model=body.get("model") or "",
+            model=str(body.get("model") or ""),
             teacher=self.label,
-            detail=detail,
+            detail=detail or (end if finish == "unknown" else ""),
         )
 
     def connect(self) -> Wire:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import orjson
 
 from kdgen.teachers.base import Fault, Raw, Request
-
-if TYPE_CHECKING:
-    pass
 
 KEPT = ("x-request-id", "request-id", "openai-processing-ms")
 LIMITS = (
@@ -67,17 +64,36 @@ class HttpWire:
 
 
 def checked(status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> Raw:
-    """A 2xx reply whose body is JSON, or the Fault that it is; a key that an error repeats is struck out."""
+    """A 2xx reply whose body is a JSON object, or the Fault that it is; a key that an error repeats is struck out."""
     if 200 <= status < 300:
         try:
-            orjson.loads(body)
+            reply = orjson.loads(body)
         except orjson.JSONDecodeError:
             raise Fault(
                 "transient", f"the body is not JSON: {excerpt(body, 80)!r}", status=status, billed=True
             ) from None
-        told = {name: headers[name] for name in LIMITS if name in headers}
-        return Raw(body, {name: headers[name] for name in KEPT if name in headers}, told)
+        if not isinstance(reply, dict):
+            raise Fault("transient", f"the body is not a reply: {excerpt(body, 80)!r}", status=status, billed=True)
+        if not (hidden := _hidden(reply)):
+            told = {name: headers[name] for name in LIMITS if name in headers}
+            return Raw(body, {name: headers[name] for name in KEPT if name in headers}, told)
+        status = hidden
     raise fault(status, headers, body.replace(secret.encode(), b"[key]") if secret else body)
+
+
+def _hidden(reply: Mapping[str, Any]) -> int:
+    """The status of an error that a gateway (OpenRouter, LiteLLM) sends as a success; 0 for a reply.
+
+    A reply may speak of an error too: the Responses API has `error: null`, or the error beside its `output`.
+    """
+    error = reply.get("error")
+    if not error or reply.get("choices") or reply.get("content") or "output" in reply:
+        return 0
+    try:
+        code = int(error["code"])
+    except (TypeError, ValueError, KeyError):
+        return 502
+    return code if 400 <= code < 600 else 502
 
 
 def fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import orjson
 
 from kdgen.errors import Rejected
-from kdgen.teachers.base import Call, Fault, Finish, Raw, Reply, Request, Usage, Wire
+from kdgen.teachers.base import Call, Fault, Finish, Raw, Reply, Request, Wire
+from kdgen.teachers.chat import MALFORMED, malformed, table_of, text_of, usage_of
 
 TAKES = frozenset({"temperature", "top_p", "max_tokens", "logprobs", "effort"})
 Summary = Literal["auto", "concise", "detailed"]
@@ -65,35 +66,28 @@ def read_responses(key: str, label: str, raw: Raw) -> Reply:
         text = "".join(part["text"] for part in parts if part.get("type") == "output_text")
         refusal = "".join(part["refusal"] for part in parts if part.get("type") == "refusal")
         thoughts = [
-            thought["text"]
+            text_of(thought["text"])
             for item in output
             if item.get("type") == "reasoning"
             for thought in (item.get("content") or item.get("summary") or ())
         ]
-        kinds = {item.get("type") for item in output}
-    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-        raise Rejected("malformed_reply", f"no output in the response ({type(error).__name__})") from None
-    finish, detail = _finish(body, status)
+        kinds = [str(item.get("type")) for item in output]
+        finish, detail = _finish(body, status)
+        usage = usage_of(body, "input", "output")
+    except MALFORMED as error:
+        raise malformed("output", error) from None
     if refusal:
         finish, detail = "refusal", refusal
-    elif finish == "stop" and any(str(kind).endswith("_call") for kind in kinds) and not text:
+    elif finish == "stop" and any(kind.endswith("_call") for kind in kinds) and not text:
         finish = "tool"
-    usage = body.get("usage") or {}
-    inputs, outputs = usage.get("input_tokens_details") or {}, usage.get("output_tokens_details") or {}
     return Reply(
         key=key,
         text=text,
         finish=finish,
-        usage=Usage(
-            input=usage.get("input_tokens") or 0,
-            cached_input=inputs.get("cached_tokens") or 0,
-            output=usage.get("output_tokens") or 0,
-            cache_write=inputs.get("cache_write_tokens") or 0,
-            reasoning=outputs.get("reasoning_tokens") or 0,
-        ),
+        usage=usage,
         body=body,
         reasoning="\n\n".join(thoughts),
-        model=body.get("model") or "",
+        model=str(body.get("model") or ""),
         teacher=label,
         detail=detail,
     )
@@ -103,10 +97,10 @@ def _finish(body: Mapping[str, Any], status: str) -> tuple[Finish, str]:
     if status == "completed":
         return "stop", ""
     if status == "incomplete":
-        reason = str((body.get("incomplete_details") or {}).get("reason") or "")
+        reason = str(table_of(body.get("incomplete_details")).get("reason") or "")
         return INCOMPLETE.get(reason, "unknown"), reason
-    error = body.get("error") or {}
-    if error.get("code") in POLICY:
+    error = table_of(body.get("error"))
+    if str(error.get("code")) in POLICY:
         return "filter", f"{error['code']}: {error.get('message')}"
     raise Rejected("endpoint_failed", f"the response is {status}: {error.get('code')}: {error.get('message')}")
 
@@ -122,8 +116,8 @@ class ResponsesWire:
         raw = await self._wire.send(request)
         if b'"failed"' in raw.body:
             body = orjson.loads(raw.body)
-            error = (body.get("error") or {}) if body.get("status") == "failed" else {}
-            if kind := LUCK.get(error.get("code") or ""):
+            error = table_of(body.get("error")) if body.get("status") == "failed" else {}
+            if kind := LUCK.get(str(error.get("code"))):
                 raise Fault(kind, f"{error['code']}: {error.get('message')}", billed=bool(body.get("usage")))
         return raw
 

@@ -11,6 +11,7 @@ from kdgen.errors import UserError
 from kdgen.filters import AnyFilter
 from kdgen.record import Frozen, Record, pick
 from kdgen.teachers.base import Reply
+from kdgen.teachers.chat import MALFORMED
 
 
 class Pool(Frozen):
@@ -92,6 +93,9 @@ class Cascade(Frozen):
 def mean_logprob(body: Mapping[str, Any]) -> float | None:
     """The mean logprob of the sampled tokens of a chat-completions reply, where it holds them."""
     choices: Sequence[Mapping[str, Any]] = body.get("choices") or ()
-    content = ((choices[0].get("logprobs") or {}).get("content") or ()) if choices else ()
-    values = [float(token["logprob"]) for token in content if "logprob" in token]
+    try:
+        content = ((choices[0].get("logprobs") or {}).get("content") or ()) if choices else ()
+        values = [float(token["logprob"]) for token in content if "logprob" in token]
+    except (*MALFORMED, ValueError):
+        return None
     return sum(values) / len(values) if values else None

@@ -19,6 +19,7 @@ from kdgen.errors import UserError
 from kdgen.record import digest
 from kdgen.resources import did_you_mean
 from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body, read_chat
+from kdgen.teachers.chat import MALFORMED, malformed
 from kdgen.teachers.http import HttpWire
 from kdgen.teachers.models import file_digest
 from kdgen.teachers.openai import read_key
@@ -165,12 +166,15 @@ class Vllm(TeacherSpec):
     def read(self, request: Request, raw: Raw) -> Reply:
         """See `TeacherSpec.read`; each logprob has its token's id and text, the likeliest first."""
         reply = read_chat(request.key, self.label, raw)
-        for choice in reply.body["choices"]:
-            for entry in (choice.get("logprobs") or {}).get("content") or ():
-                named(entry)
-                entry["top_logprobs"] = sorted(entry.get("top_logprobs") or (), key=lambda top: -top["logprob"])
-                for top in entry["top_logprobs"]:
-                    named(top)
+        try:
+            for choice in reply.body["choices"]:
+                for entry in (choice.get("logprobs") or {}).get("content") or ():
+                    named(entry)
+                    entry["top_logprobs"] = sorted(entry.get("top_logprobs") or (), key=lambda top: -top["logprob"])
+                    for top in entry["top_logprobs"]:
+                        named(top)
+        except (*MALFORMED, ValueError) as error:
+            raise malformed("logprobs", error) from None
         return reply
 
     def connect(self) -> Wire:
@@ -197,7 +201,7 @@ def named(entry: dict[str, Any]) -> None:
     token = entry.get("token")
     if "id" not in entry and isinstance(token, str) and token.startswith("token_id:") and token[9:].isdigit():
         entry["id"] = int(token[9:])
-        spelled = bytes(entry.pop("bytes", None) or b"").decode("utf-8", "replace")
+        spelled = bytes([*(entry.pop("bytes", None) or ())]).decode("utf-8", "replace")
         # Only the sampled token comes with its text; of the others the id is all that a server tells.
         entry["token"] = None if spelled == token else spelled
 
