@@ -27,12 +27,13 @@ from typing import Annotated, Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 import yaml
 from pydantic import BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from kdgen.errors import UserError
+from kdgen.errors import Rejected, UserError
 from kdgen.record import Frozen, Message, digest
 from kdgen.resources import did_you_mean, find
 
@@ -41,10 +42,35 @@ HEAD = re.compile(r"\A---\r?\n(.*?)^---[ \t]*\r?\n", re.S | re.M)
 KEYS = ("about", "paper", "variables")
 FRONT = "--- / about: … / variables: {instruction: …} / ---"
 
+
+def _shown(value: Any) -> Any:
+    """What `{{ }}` shows. A function shows its address, which is another in each run: `x.strip` for `x.strip()`."""
+    if callable(value) and not isinstance(value, jinja2.Undefined):
+        raise TypeError("a function stands in the place of a text (are its brackets missing?)")
+    return value
+
+
 _jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
+    undefined=jinja2.StrictUndefined,
+    finalize=_shown,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=False,
 )
 _jinja.globals.clear()  # so that `range` and the like are undeclared when a prompt loads, not when it is rendered
+_jinja.filters.pop("random")  # a prompt that draws would be another request each time
+OTHER_FILES = (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
+
+
+FAILURES = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,  # a RecursionError is one
+)
 
 
 class Turn(Frozen):
@@ -80,7 +106,8 @@ class Prompt(Frozen):
     def render(self, variables: dict[str, Any], history: Sequence[Message] = ()) -> list[dict[str, str]]:
         """The messages to send; `history` stands between the system message and the rest.
 
-        Raises UserError where a template fails on its variables. A message that renders to nothing is left out.
+        Raises Rejected where a template fails on its variables: earlier steps may have been paid for by then, and the
+        next record may be fine. A message that renders to nothing is left out.
         """
         messages: list[dict[str, str]] = []
         placed = not history
@@ -90,8 +117,8 @@ class Prompt(Frozen):
                 placed = True
             try:
                 content = turn.render(variables).strip()
-            except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-                raise UserError(f"the prompt cannot be rendered: {error}", where=self.name) from None
+            except FAILURES as error:
+                raise Rejected("prompt_failed", f"{self.name} cannot be rendered: {error}") from None
             if content:
                 messages.append({"role": turn.role, "content": content})
         return messages
@@ -182,6 +209,11 @@ def _used(turn: Turn, above: int, path: Path) -> dict[str, int]:
         _ = turn.render
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the template is broken: {error.message}", where=f"{path}:{error.lineno + above}") from None
+    except (RecursionError, SyntaxError):
+        raise UserError("the template is nested too deeply", where=f"{path}:{above + 1}") from None
+    for node in tree.find_all(OTHER_FILES):
+        what = f"{{% {type(node).__name__.lower().removeprefix('from')} %}} is not possible"
+        raise UserError(f"{what}: a prompt is one file", where=f"{path}:{node.lineno + above}")
     return {name: _line(turn.template, name) + above for name in jinja2.meta.find_undeclared_variables(tree)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kdgen.errors import UserError
+from kdgen.errors import Rejected, UserError
 from kdgen.prompts import Prompt, load_prompt
 from kdgen.record import Message
 from kdgen.resources import builtins
@@ -78,10 +78,16 @@ def test_a_template_can_reach_nothing(tmp_path: Path) -> None:
         "{{ instruction.__class__.__mro__ }}",
         "{{ instruction.x }}",
         "{{ 1 / 0 }}",
+        "{{ instruction.strip }}",
+        "{{ [instruction] | map('random') | list }}",
+        "{{ instruction | center(instruction) }}",
+        "{{ [instruction, 1] | sort }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ):
         made = prompt(tmp_path, PLAIN.replace("{{ instruction }}", "{{ instruction }}" + inside))
-        with pytest.raises(UserError, match="the prompt cannot be rendered"):
+        with pytest.raises(Rejected, match="prompt_failed: p cannot be rendered: ") as found:
             made.render({"instruction": "x"})
+        assert "0x" not in found.value.detail
     with pytest.raises(UserError, match="uses 'range' but does not declare it"):
         prompt(tmp_path, PLAIN + "{% for n in range(9) %}{{ n }}{% endfor %}\n")
     with pytest.raises(UserError, match=r"p\.md:10: the prompt uses 'x' but does not declare it"):
@@ -95,6 +101,13 @@ BAD: list[tuple[str, str, str, str]] = [
     ("open_block", "{{ instruction }}", "{% if instruction %}x", ":7: the template is broken: Unexpected end of template"),
     ("open_print", "{{ instruction }}", "\n{{ instruction \n", ":8: the template is broken: unexpected end of template"),
     ("no_filter", "{{ instruction }}", "{{ instruction | nosuch }}", ":7: the template is broken: No filter named 'nosuch'"),
+    ("random", "{{ instruction }}", "{{ instruction | random }}", ":7: the template is broken: No filter named 'random'"),
+    ("include", "{{ instruction }}", "{{ instruction }}\n{% include 'x.md' %}", ":8: {% include %} is not possible: a prompt is one file"),
+    ("import", "{{ instruction }}", "{{ instruction }}{% import 'x.md' as x %}", ":7: {% import %} is not possible"),
+    ("from_import", "{{ instruction }}", "\n\n{{ instruction }}{% from 'x.md' import y %}", ":9: {% import %} is not possible"),
+    ("extends", "{{ instruction }}", "{% extends 'x.md' %}{{ instruction }}", ":7: {% extends %} is not possible"),
+    ("deep", "{{ instruction }}", "{{ " + "(" * 5000 + "instruction" + ")" * 5000 + " }}", ":7: the template is nested too deeply"),
+    ("deep_loops", "{{ instruction }}", "{% for x in instruction %}" * 30 + "{% endfor %}" * 30, ":7: the template is nested"),
     ("across_turns", "{{ instruction }}\n", "{{ instruction }}\n[[assistant]]\n\nx\n{% endif %}\n", ":11: the template is broken"),
     ("no_front", HEAD, "", ":1: a prompt begins with front matter\n  hint: --- / about:"),
     ("empty", PLAIN, "", ":1: a prompt begins with front matter"),
