@@ -68,7 +68,13 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+def terms(text: str) -> list[str]:
+    """Lower-cased runs of letters and digits of any script: what a text says, its spacing and punctuation aside."""
+    return TERM.findall(text.lower())
+
+
 WORD = re.compile(r"[a-z0-9]+")
+TERM = re.compile(r"[^\W_]+")
 BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]")

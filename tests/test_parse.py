@@ -39,6 +39,14 @@ def test_no_text_raises_and_nothing_is_invented(text: str) -> None:
         assert part in text
     assert parse.bare(text) == parse.bare(text).strip()
     assert all(word.isascii() and word == word.lower() for word in parse.words(text))
+    assert all(term.isalnum() for term in parse.terms(text))
+
+
+def test_terms_are_of_any_script() -> None:
+    assert parse.terms("Name 2 rivers, please_now!") == parse.words("Name 2 rivers, please_now!")
+    assert parse.terms("Nommez l'Île") == ["nommez", "l", "île"]
+    assert parse.terms("写一首诗。") == ["写一首诗"] and parse.terms("؟?！—") == []
+    assert parse.terms("print(x) を説明する") != parse.terms("print(x) を翻訳する")
 
 
 @given(ANY, ANY)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from kdgen.parse import WORD, words
+from kdgen.parse import TERM, terms
 from kdgen.record import Frozen, Record
 
 TextField = Literal["instruction", "input", "output", "reasoning", "text", "task"]
@@ -100,19 +100,31 @@ class Echo(Filter):
     def reject(self, record: Record) -> str | None:
         """echo."""
         # Few answers begin as the task does: the first word settles most rows.
-        first = WORD.search(record.output.lower())
+        first = TERM.search(record.output.lower())
         texts = [text for text in (record.instruction, record.input, record.task) if text]
-        starts = (WORD.search(text.lower()) for text in texts)
+        starts = (TERM.search(text.lower()) for text in texts)
         if first is None or first.group() not in {start.group() for start in starts if start}:
             return None
-        said = words(record.output)
-        return "echo: the output repeats the task" if any(said == words(text) for text in texts) else None
+        said = terms(record.output)
+        return "echo: the output repeats the task" if any(said == terms(text) for text in texts) else None
 
 
-POINTS = re.compile(
-    r"\b(?:(?:the |this |that )?(?:following|given|provided|attached|above|below)\b|(?:this|these|those|that) (?:\w+ )?"
+MATERIAL = (
     r"(?:text|passage|paragraph|sentences?|article|story|poem|table|list|code|function|email|image|picture|data|"
-    r"dataset|document|conversation|statement|numbers?|words?)\b)",
+    r"dataset|document|conversation|statement|numbers?|words?)"
+)
+# A bare "given" has many meanings ("given that", "at a given time", "given to him", "given the rise of prices"). It points
+# where material follows that is not there at once ("given two numbers", not "given the numbers 3 and 5"), where material
+# stands before it ("the numbers given."), and where it brings in a thing without particulars ("Given a country, name …").
+THINGS = rf"(?:{MATERIAL}|(?:review|phrase|string|sequence|equation|scenario|information|input|item)s?)\b"
+GIVEN = (
+    rf"(?<!\ba )(?<!\bany )given (?!(?:that|to|at|in|by|for|as|on)\b)(?:[\w-]+ ){{0,3}}?{THINGS}(?!,? [\d\"“'`([{{])|"
+    rf"{THINGS} given(?=\s*(?:[.,;?!]|$))|"
+    r"(?<!\w )given (?:an?|one|two|three|some|several) (?:[^\W\d]+ ){0,3}[^\W\d]+(?=,)(?!, [\d\"“'`([{])"
+)
+POINTS = re.compile(
+    rf"\b(?:(?:the |this |that )?(?:following|provided|attached|above|below)\b|(?:the|this|that) given\b|{GIVEN}|"
+    rf"(?:this|these|those|that) (?:\w+ )?{MATERIAL}\b)",
     re.I,
 )
 
