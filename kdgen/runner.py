@@ -192,6 +192,8 @@ class Run:
         rows: list[Row] = []
         for job in step.stage.plan((row,), 0, step.draw):
             rows += await self._job(step, job)
+        if not rows:
+            rows = [row.rejected(step.stage.name, "no_rows", "the stage made nothing of it")]
         self.tally.generated += len(rows) if step.stage.consumes else len(rows) - 1
         self.tally.demonstrations += step.stage.consumes
         self.tally.passed(step.stage.name, 1, rows)

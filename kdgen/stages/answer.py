@@ -39,10 +39,8 @@ class Answer(Stage):
             return [job.rejected(self.name, "empty_answer", f"finish: {reply.finish}")]
         meta: dict[str, JsonValue] = {"gold": job.output} if job.output else {}
         reasoning = reply.reasoning or thinking
-        row = self.child(
-            job, reply, writes=("output",), meta=meta, output=text, reasoning=reasoning, finish=reply.finish
-        )
-        return [row]
+        content = {**_asked(job), "output": text, "reasoning": reasoning, "finish": reply.finish}
+        return [self.child(job, reply, writes=("output",), meta=meta, **content)]
 
 
 class Rationale(Stage):
@@ -70,10 +68,8 @@ class Rationale(Stage):
             meta = {"gold": gold, "agrees": same_answer(answer, gold)}
             if self.on_disagree == "reject" and not meta["agrees"]:
                 return [job.rejected(self.name, "disagrees_with_gold", f"{bare(answer)[:100]} is not {gold[:100]}")]
-        writes = ("reasoning", "output")
-        return [
-            self.child(job, reply, writes=writes, meta=meta, output=answer, reasoning=rationale, finish=reply.finish)
-        ]
+        content = {**_asked(job), "output": answer, "reasoning": rationale, "finish": reply.finish}
+        return [self.child(job, reply, writes=("reasoning", "output"), meta=meta, **content)]
 
 
 def _reasoned(reply: Reply) -> str | None:
@@ -81,6 +77,11 @@ def _reasoned(reply: Reply) -> str | None:
     if not answer:
         return 'it has no last line "Answer: …"'
     return None if rationale else "it has an answer but no reasoning before it"
+
+
+def _asked(job: Record) -> dict[str, str]:
+    """What a row was asked where that is a text alone: the x of Eq. 3, without which an answer has no place in a row."""
+    return {} if job.instruction.strip() else {"instruction": job.text}
 
 
 def task_variables(job: Record) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kdgen.errors import Rejected
-from kdgen.parse import bare, split_thinking, words
+from kdgen.parse import bare, split_thinking, terms
 from kdgen.prompts import PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
@@ -98,13 +98,14 @@ class Evol(Stage):
         return rows
 
     async def _evolve(self, current: Record, operation: str, number: int, ask: Ask) -> Record:
-        evolved = await ask(self.operations[operation], instruction=current.task)
+        # A follow-up means nothing without its conversation: it is evolved, answered and kept with what was said before.
+        evolved = await ask(self.operations[operation], history=current.history, instruction=current.task)
         task = bare(split_thinking(evolved.text)[1])
-        if not words(task):
+        if not terms(task):
             raise Rejected("empty_task", task)
         if LEAK.search(task) and not LEAK.search(current.task):
             raise Rejected("copies_prompt", task[:200])
-        if words(task) == words(current.task):
+        if terms(task) == terms(current.task):
             raise Rejected("no_information_gain", "the same task again")
         compared = await ask(self.equal, to=self.judge, schema=Verdict, first=current.task, second=task)
         if Verdict.model_validate_json(compared.text).verdict == "same":
@@ -120,9 +121,9 @@ class Evol(Stage):
             output="",
             reasoning="",
         )
-        answered = await ask(self.answer, **task_variables(made))
+        answered = await ask(self.answer, history=made.history, **task_variables(made))
         thinking, output = split_thinking(answered.text)
-        said = words(output)
+        said = terms(output)
         if "sorry" in said and len(said) < self.sorry_words:
             raise Rejected("sorry_answer", output[:200])
         if all(word in STOP_WORDS for word in said):

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from kdgen.errors import UserError
 from kdgen.parse import bare, numbered
 from kdgen.prompts import PromptFile
 from kdgen.record import Record, Row
@@ -44,7 +45,14 @@ class SelfInstruct(PoolStage):
 
     def plan_pool(self, seeds: Pool, made: Pool, round: int, calls: int, draw: Draw) -> Iterator[Record]:
         """Each job's demonstrations, drawn by rendezvous and mixed."""
+        known = len(seeds) + len(made)
         seeds, made = (self._short(pool) for pool in (seeds, made))
+        if known and not len(seeds) + len(made):
+            raise UserError(
+                f"no task has 1 to {self.shown_words} words, so there is no demonstration",
+                where=self.name,
+                hint="raise shown_words; a text alone is no task (seeds.map: {instruction: COLUMN} makes it one)",
+            )
         for number in range(calls):
             machine = draw.top(made, self.machine, "machine", round, number)
             human = draw.top(seeds, self.human + self.machine - len(machine), "human", round, number)
@@ -57,7 +65,7 @@ class SelfInstruct(PoolStage):
             )
 
     def _short(self, pool: Pool) -> Pool:
-        return Pool([task for task in pool.records if len(task.task.split()) <= self.shown_words])
+        return Pool([task for task in pool.records if 0 < len(task.task.split()) <= self.shown_words])
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call; the items of the numbered list that comes back. A list cut at max_tokens loses its last item."""
