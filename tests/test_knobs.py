@@ -105,7 +105,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "limit": "seeds.limit=2",
         },
     ),
-    (Budget, LABEL, {"tokens": "budget.tokens=150"}),
+    (Budget, LABEL, {"tokens": "budget.tokens=150", "month_tokens": "budget.month_tokens=150"}),
     (
         Answer,
         LABEL,
@@ -239,6 +239,7 @@ KINDS = {"stage", "method", "filter", "format", "provider"}
 # Shown to change something on another base: `against_seeds` matters only where a stage makes new records.
 ELSEWHERE_TESTED = {
     ("Budget", "usd"): "test_a_cap_in_usd_needs_a_price",
+    ("Budget", "month_usd"): "test_a_month_in_dollars",
     ("Recipe", "terms"): "test_a_recipe_may_say_why_it_may",
 }
 ELSEWHERE = {("Exact", "against_seeds"): EVOL, ("Rouge", "against_seeds"): EVOL, ("Dangling", "min_words"): LABEL}

@@ -84,6 +84,14 @@ MaxWait = Annotated[
 ]
 BudgetUsd = Annotated[float | None, typer.Option("--budget-usd", min=0, help="The most this run may cost.")]
 BudgetTokens = Annotated[int | None, typer.Option("--budget-tokens", min=1, help="The most tokens this run may use.")]
+MonthUsd = Annotated[
+    float | None,
+    typer.Option("--budget-usd-month", min=0, help="The most all runs of this ledger may cost in a month."),
+]
+MonthTokens = Annotated[
+    int | None,
+    typer.Option("--budget-tokens-month", min=1, help="The most tokens they may use in a calendar month (UTC)."),
+]
 AckTerms = Annotated[
     list[str] | None,
     typer.Option(
@@ -121,6 +129,8 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         ledger: LedgerOpt = ".kdgen/ledger.db",
         budget_usd: BudgetUsd = None,
         budget_tokens: BudgetTokens = None,
+        budget_usd_month: MonthUsd = None,
+        budget_tokens_month: MonthTokens = None,
         wait: Wait = True,
         max_wait: MaxWait = None,
         prices: PricesFile = None,
@@ -134,6 +144,7 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         work.make(
             name, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
             on_bad=on_bad_seed, form=format_, ledger=ledger, budget_usd=budget_usd, budget_tokens=budget_tokens,
+            budget_usd_month=budget_usd_month, budget_tokens_month=budget_tokens_month,
             wait=wait, max_wait=max_wait, prices=prices, acks=ack_terms, as_json=json_, quiet=quiet,
         )  # fmt: skip
 
@@ -162,6 +173,8 @@ def run(
     ledger: LedgerOpt = ".kdgen/ledger.db",
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
+    budget_usd_month: MonthUsd = None,
+    budget_tokens_month: MonthTokens = None,
     wait: Wait = True,
     max_wait: MaxWait = None,
     prices: PricesFile = None,
@@ -175,6 +188,7 @@ def run(
     work.make(
         recipe, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
         on_bad=on_bad_seed, form=format_, ledger=ledger, budget_usd=budget_usd, budget_tokens=budget_tokens,
+            budget_usd_month=budget_usd_month, budget_tokens_month=budget_tokens_month,
             wait=wait, max_wait=max_wait, prices=prices, acks=ack_terms, as_json=json_, quiet=quiet,
     )  # fmt: skip
 

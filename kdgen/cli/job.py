@@ -51,7 +51,7 @@ class Job:
         gc.freeze()
         gc.set_threshold(50_000, 50, 50)
         book = Ledger(self.ledger)
-        bill, halt = Bill(self.recipe.budget, self.prices), Halt()
+        bill, halt = Bill(self.recipe.budget, self.prices, book), Halt()
         self._heed_signals(halt)
         try:
             while True:
@@ -73,7 +73,10 @@ class Job:
                     print(f"{said}; looking again every {POLL:g} s", file=sys.stderr)
                 await run.desk.next_import(POLL)
         finally:
-            await book.close()
+            try:
+                await bill.write(soon=False)
+            finally:
+                await book.close()
 
     def _heed_signals(self, halt: Halt) -> None:
         loop = asyncio.get_running_loop()

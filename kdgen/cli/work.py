@@ -20,6 +20,7 @@ from kdgen.readers import spool_stdin
 from kdgen.resources import builtins, did_you_mean, package_file
 from kdgen.seeds import FIELDS, scan
 from kdgen.store import Staging, Store
+from kdgen.teachers.bill import Bill
 from kdgen.teachers.prices import PLAIN, prices_file
 from kdgen.terms import Ruling, gate, judge, parse_ack
 
@@ -60,6 +61,8 @@ def make(
     ledger: str,
     budget_usd: float | None,
     budget_tokens: int | None,
+    budget_usd_month: float | None,
+    budget_tokens_month: int | None,
     wait: bool,
     max_wait: float | None,
     prices: str | None,
@@ -71,12 +74,18 @@ def make(
     if out == "-" and as_json:
         raise UserError("-o - and --json both want stdout", hint="name a folder with -o DIR")
     changes = _changes(seeds, limit=limit, target=target, columns=columns, on_bad=on_bad, form=form)
-    changes |= {
-        f"budget.{unit}": cap for unit, cap in (("usd", budget_usd), ("tokens", budget_tokens)) if cap is not None
+    caps = {
+        "usd": budget_usd,
+        "tokens": budget_tokens,
+        "month_usd": budget_usd_month,
+        "month_tokens": budget_tokens_month,
     }
+    changes |= {f"budget.{unit}": cap for unit, cap in caps.items() if cap is not None}
     recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
     rulings = gate_of(recipe, acks or ())
     table = prices_file(Path(prices)) if prices else PLAIN
+    for role, spec in recipe.leaves():
+        Bill(recipe.budget, table).check(spec, role)
     path, spooled = _seed_file(recipe)
     try:
         assert recipe.seeds is not None

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from pydantic import Field
 
 from kdgen.errors import BudgetReached, UserError
 from kdgen.record import Frozen
 from kdgen.teachers.base import Fault, Reply, Request, TeacherSpec, Usage
+from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.prices import PLAIN, Price, Prices
+
+EVERY = 1.0
 
 
 class Budget(Frozen):
-    """Hard caps of one run: what the next request could cost at worst is reserved before it is sent."""
+    """Hard caps of one run and of a calendar month (UTC, all runs of one ledger).
 
-    usd: float | None = None
-    tokens: int | None = None
+    What the next request could cost at worst is reserved before it is sent.
+    """
+
+    usd: float | None = Field(None, ge=0)
+    tokens: int | None = Field(None, ge=0, le=2**62)
+    month_usd: float | None = Field(None, ge=0)
+    month_tokens: int | None = Field(None, ge=0, le=2**62)
+
+    @property
+    def monthly(self) -> bool:
+        """Whether a month has a cap."""
+        return self.month_usd is not None or self.month_tokens is not None
+
+    @property
+    def in_usd(self) -> bool:
+        """Whether a cap is in dollars, so that prices must be known."""
+        return self.usd is not None or self.month_usd is not None
 
 
 class Hold(NamedTuple):
-    """A reservation."""
+    """A reservation; `month` is the one that it is written down for."""
 
     tokens: int
     usd: float
+    month: str = ""
 
 
 NOTHING = Hold(0, 0.0)
@@ -57,6 +80,7 @@ class Bill:
 
     budget: Budget = field(default_factory=Budget)
     prices: Prices = PLAIN
+    ledger: Ledger | None = None
     requests: int = 0
     failures: int = 0
     maybe_billed: int = 0
@@ -70,6 +94,17 @@ class Bill:
     _lost_tokens: int = 0
     _lost_usd: float = 0.0
     _turns: list[asyncio.Future[None]] = field(default_factory=list)
+    _unwritten: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _written: float = 0.0
+
+    def check(self, spec: TeacherSpec, where: str) -> None:
+        """Raise UserError where a cap cannot be kept for this teacher."""
+        if self.budget.in_usd and self.prices.of(spec) is None:
+            raise UserError(
+                f"no price is known for {spec.label}, so a budget in USD cannot be kept",
+                where=where,
+                hint="give its prices with --prices FILE, or cap tokens",
+            )
 
     async def reserve(self, spec: TeacherSpec, request: Request) -> Hold:
         """Set aside the most that `request` can cost, once that fits beside what is in flight.
@@ -85,28 +120,49 @@ class Bill:
                 f"a budget needs a bound on each reply, and {spec.label} has none",
                 hint="set max_tokens, in the teacher or in the stage's params",
             )
-        tokens = len(request.body) + request.room
+        self.check(spec, "")
         price = self.prices.of(spec)
-        if self.budget.usd is not None and price is None:
-            raise UserError(
-                f"no price is known for {spec.label}, so a budget in USD cannot be kept",
-                hint="name its prices in a file (--prices FILE), or cap tokens: budget.tokens",
-            )
-        hold = Hold(tokens, price.worst(len(request.body), request.room) if price else 0.0)
-        # What is held may turn out cheaper: only what is used for certain can end the run.
-        while not self._fits(hold, held=True):
-            if not self._fits(hold, held=False) or not self._held:
-                raise BudgetReached(
-                    f"the budget is reached: {self._spent()}, and the next request could pass it",
-                    hint="what was paid is kept; raise the budget and run the same command to go on",
-                )
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._turns.append(turn)
-            await turn
-        self._held += 1
-        self._held_tokens += hold.tokens
-        self._held_usd += hold.usd
-        return hold
+        month = this_month() if self.budget.monthly else ""
+        worst = price.worst(len(request.body), request.room) if price else 0.0
+        hold = Hold(len(request.body) + request.room, worst, month)
+        while True:
+            # What is held may turn out cheaper: only what is used for certain can end the run.
+            while not self._fits(hold, held=True):
+                if not self._fits(hold, held=False) or not self._held:
+                    raise self._reached(self._spent())
+                await self._turn()
+            self._hold(hold, 1)
+            if not month or await self._month_takes(hold):
+                return hold
+            self._let_go(hold)
+            if self._unwritten:
+                await self.write(soon=False)
+                continue
+            if not self._held:
+                raise self._reached(self._spent_in(month))
+            await self._turn()
+
+    async def _month_takes(self, hold: Hold) -> bool:
+        assert self.ledger is not None
+        caps = (cap if cap is not None else math.inf for cap in (self.budget.month_tokens, self.budget.month_usd))
+        return await self.ledger.spend(hold.month, hold.tokens, hold.usd, *caps)
+
+    async def _turn(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        await turn
+
+    def _hold(self, hold: Hold, sign: int) -> None:
+        self._held += sign
+        self._held_tokens += sign * hold.tokens
+        self._held_usd += sign * hold.usd
+
+    @staticmethod
+    def _reached(spent: str) -> BudgetReached:
+        return BudgetReached(
+            f"the budget is reached: {spent}, and the next request could pass it",
+            hint="what was paid is kept; raise the budget and run the same command to go on",
+        )
 
     def _fits(self, hold: Hold, *, held: bool) -> bool:
         tokens = self.tokens + self._lost_tokens + hold.tokens + (self._held_tokens if held else 0)
@@ -122,17 +178,45 @@ class Bill:
             parts.append(f"${self.usd + self._lost_usd:.4f} of ${self.budget.usd:.4f} is spent")
         return ", ".join(parts)
 
+    def _spent_in(self, month: str) -> str:
+        assert self.ledger is not None
+        tokens, usd = self.ledger.spent(month)
+        parts = []
+        if self.budget.month_tokens is not None:
+            parts.append(f"{tokens:,} of {self.budget.month_tokens:,} tokens of {month} are used or in flight")
+        if self.budget.month_usd is not None:
+            parts.append(f"${usd:.4f} of ${self.budget.month_usd:.4f} for {month} is spent or in flight")
+        return ", ".join(parts)
+
     def release(self, hold: Hold) -> None:
         """Give a reservation back, once the real cost is counted or there is none."""
         if hold is NOTHING:
             return
-        self._held -= 1
-        self._held_tokens -= hold.tokens
-        self._held_usd -= hold.usd
+        if hold.month:
+            self._note(-hold.tokens, -hold.usd, hold.month)
+        self._let_go(hold)
+
+    def _let_go(self, hold: Hold) -> None:
+        self._hold(hold, -1)
         turns, self._turns = self._turns, []
         for turn in turns:
             if not turn.done():
                 turn.set_result(None)
+
+    def _note(self, tokens: int, usd: float, month: str) -> None:
+        had = self._unwritten.get(month, (0, 0.0))
+        self._unwritten[month] = (had[0] + tokens, had[1] + usd)
+
+    async def write(self, *, soon: bool = True) -> None:
+        """Bring to the ledger what the month cost: at once where it has a cap, else (`soon`) once a second."""
+        now = time.monotonic()
+        if self.ledger is None or not self._unwritten:
+            return
+        if soon and not self.budget.monthly and now - self._written < EVERY:
+            return
+        unwritten, self._unwritten, self._written = self._unwritten, {}, now
+        for month, (tokens, usd) in unwritten.items():
+            await self.ledger.spend(month, tokens, usd)
 
     def sent(self) -> None:
         """One request goes out."""
@@ -146,17 +230,24 @@ class Bill:
         if fault.billed:
             self._lost_tokens += hold.tokens
             self._lost_usd += hold.usd
+            if hold is not NOTHING:
+                self._note(hold.tokens, hold.usd, hold.month or this_month())
 
     def settled(self, spec: TeacherSpec, reply: Reply) -> None:
         """One reply was paid, stored and used."""
-        usd = cost(self.prices.of(spec), reply.usage)
-        self.paid.setdefault(spec.label, Sum()).add(reply.usage, usd)
+        usd = self._paid(spec, reply.usage)
         self.used.setdefault(spec.label, Sum()).add(reply.usage, usd)
 
     def imported(self, spec: TeacherSpec, usage: Usage) -> None:
         """One reply of a batch was paid and stored; the next pass uses it."""
         self.imports += 1
-        self.paid.setdefault(spec.label, Sum()).add(usage, cost(self.prices.of(spec), usage))
+        self._paid(spec, usage)
+
+    def _paid(self, spec: TeacherSpec, usage: Usage) -> float:
+        usd = cost(self.prices.of(spec), usage)
+        self.paid.setdefault(spec.label, Sum()).add(usage, usd)
+        self._note(usage.input + usage.output, usd, this_month())
+        return usd
 
     def next_pass(self) -> None:
         """The recipe is gone through again from its start."""
@@ -166,6 +257,7 @@ class Bill:
     def unread(self, spec: TeacherSpec, hold: Hold) -> None:
         """One reply was paid and stored but does not say what it cost: the reservation is its bill."""
         self.paid.setdefault(spec.label, Sum()).add(Usage(input=hold.tokens), hold.usd)
+        self._note(hold.tokens, hold.usd, hold.month or this_month())
 
     def replayed(self, spec: TeacherSpec, reply: Reply) -> None:
         """One reply came from the ledger."""
@@ -191,3 +283,8 @@ class Bill:
 def cost(price: Price | None, usage: Usage) -> float:
     """Dollars of one reply; 0 where no price is known."""
     return price.of(usage) if price else 0.0
+
+
+def this_month() -> str:
+    """The calendar month in UTC, as `2026-11`."""
+    return time.strftime("%Y-%m", time.gmtime())

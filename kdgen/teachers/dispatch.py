@@ -164,6 +164,7 @@ class Dispatch:
                     return raw, self._account(request, raw, hold)
                 finally:
                     self.bill.release(hold)
+                    await self.bill.write()
             except BaseException:
                 await asyncio.shield(self.ledger.free(request))
                 raise

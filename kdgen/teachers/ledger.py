@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import queue
 import secrets
@@ -39,6 +40,7 @@ CREATE TABLE IF NOT EXISTS batches (
 CREATE TABLE IF NOT EXISTS batch_items (
   key BLOB PRIMARY KEY, batch TEXT NOT NULL, wire TEXT NOT NULL, nth INTEGER NOT NULL, request BLOB NOT NULL,
   state TEXT NOT NULL, tries INTEGER NOT NULL, detail TEXT NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS spend (month TEXT PRIMARY KEY, tokens INTEGER NOT NULL, usd REAL NOT NULL);
 """
 POLL = 0.05
 
@@ -161,6 +163,25 @@ class Ledger:
                 (name, until),
             )
         )
+
+    def spent(self, month: str) -> tuple[int, float]:
+        """(tokens, dollars) that a month cost, over all processes of this ledger; what is reserved counts."""
+        return self.one("SELECT tokens, usd FROM spend WHERE month=?", month) or (0, 0.0)
+
+    async def spend(
+        self, month: str, tokens: int, usd: float, most_tokens: float = math.inf, most_usd: float = math.inf
+    ) -> bool:
+        """Add to what a month cost. False, with nothing added, where it would then be over a cap."""
+
+        def run(db: sqlite3.Connection) -> bool:
+            had = db.execute("SELECT tokens, usd FROM spend WHERE month=?", (month,)).fetchone() or (0, 0.0)
+            now = (had[0] + tokens, had[1] + usd)
+            if now[0] > most_tokens or now[1] > most_usd:
+                return False
+            db.execute("INSERT OR REPLACE INTO spend VALUES (?,?,?)", (month, *now))
+            return True
+
+        return bool(await self.transact(run))
 
     async def wait(self, request: Request) -> Raw | None:
         """Wait while another process asks `request`; its reply, or None where it gave up or died."""
