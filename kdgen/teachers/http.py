@@ -48,7 +48,7 @@ class HttpWire:
         try:
             async with self._session.post(self.url, data=request.body) as response:
                 body = await response.read()
-                return checked(response.status, response.headers, body, self._secret)
+                return checked(response.status, response.headers, body, self._secret or None)
         except self._http.ClientConnectorError as error:
             hint = f"is a server listening at {self.url}?"
             raise Fault("transient", f"cannot connect: {error.os_error}", hint=hint) from None
@@ -63,8 +63,11 @@ class HttpWire:
         await self._session.close()
 
 
-def checked(status: int, headers: Mapping[str, str], body: bytes, secret: str = "") -> Raw:
-    """A 2xx reply whose body is a JSON object, or the Fault that it is; a key that an error repeats is struck out."""
+def checked(status: int, headers: Mapping[str, str], body: bytes, secret: str | None = "") -> Raw:
+    """A 2xx reply whose body is a JSON object, or the Fault that it is; a key that an error repeats is struck out.
+
+    `secret` is the key that was sent, None where none was.
+    """
     if 200 <= status < 300:
         try:
             reply = orjson.loads(body)
@@ -78,7 +81,10 @@ def checked(status: int, headers: Mapping[str, str], body: bytes, secret: str = 
             told = {name: headers[name] for name in LIMITS if name in headers}
             return Raw(body, {name: headers[name] for name in KEPT if name in headers}, told)
         status = hidden
-    raise fault(status, headers, body.replace(secret.encode(), b"[key]") if secret else body)
+    wrong = fault(status, headers, body.replace(secret.encode(), b"[key]") if secret else body)
+    if status == 401 and secret is None:
+        wrong.hint = "no key was sent; name its variable: --set teachers.ROLE.api_key_env=NAME"
+    raise wrong
 
 
 def _hidden(reply: Mapping[str, Any]) -> int:

@@ -18,6 +18,7 @@ from kdgen.errors import UserError
 from kdgen.teachers import models_table, responses
 from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body
 from kdgen.teachers.http import HttpWire, checked
+from kdgen.teachers.urls import wrong_url
 
 KEY = "OPENAI_API_KEY"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -29,7 +30,8 @@ class OpenAI(TeacherSpec):
     """OpenAI's models, or a compatible server at `base_url`.
 
     `extra` holds fields of the server's own (`top_k`, `min_p`, `chat_template_kwargs`, …); they are sent
-    as they are. The key comes from the environment variable that `api_key_env` names.
+    as they are. The key comes from the environment variable that `api_key_env` names; a server at `base_url` is sent
+    one only where the recipe names it.
     """
 
     provider: Literal["openai"] = "openai"
@@ -61,10 +63,8 @@ class OpenAI(TeacherSpec):
         """A model must be named, a URL must be one, and no field may be without effect."""
         if not self.model:
             raise UserError("no model is named", where=self.label, hint="--teacher openai:MODEL")
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise UserError(
-                f"{self.base_url!r} is not a URL", where=self.label, hint="base_url looks like http://HOST:PORT/v1"
-            )
+        for cause, hint in wrong_url(self.base_url) if self.base_url is not None else ():
+            raise UserError(cause, where=self.label, hint=hint)
         if self.summary and self.dialect == "chat":
             raise UserError("summary has no effect in chat completions", where=self.label, hint="api: responses")
         own = OWN | {*Params.model_fields} | (OWN_RESPONSES if self.dialect == "responses" else {"reasoning_effort"})
@@ -73,10 +73,9 @@ class OpenAI(TeacherSpec):
                 f"extra must not set {', '.join(clash)}", where=self.label, hint="kdgen has a field for it, or needs it"
             )
 
-    def needs(self) -> list[str]:
-        """The key, where one is needed."""
-        missing = self.base_url is None and not os.environ.get(self.api_key_env)
-        return [f"{self.api_key_env} is not set"] if missing else []
+    def needs(self) -> dict[str, str]:
+        """The key, where one is sent."""
+        return key_needs(self, needed=True) if may_send_key(self) else {}
 
     def accepts(self) -> frozenset[str]:
         """What the API takes, without what this model refuses at this effort."""
@@ -161,15 +160,26 @@ class OpenAI(TeacherSpec):
         )
 
 
-def read_key(spec: Any) -> str:
-    """The API key that a teacher's environment variable holds. Raises UserError where it lacks or cannot be one."""
-    for need in spec.needs():
-        hint = f"export {spec.api_key_env}=…, or use the embedded teacher: --teacher local"
-        raise UserError(need, where=spec.label, hint=hint)
+def may_send_key(spec: Any) -> bool:
+    """Whether a teacher's key is sent: to its provider, and to an address of the user's only by the variable's name."""
+    return spec.base_url is None or "api_key_env" in spec.model_fields_set
+
+
+def key_needs(spec: Any, *, needed: bool) -> dict[str, str]:
+    """What is wrong with the key in a teacher's environment variable, with the way out."""
     key = os.environ.get(spec.api_key_env, "").strip()
+    if needed and not key:
+        hint = f"export {spec.api_key_env}=…, or use the embedded teacher: --teacher local"
+        return {f"{spec.api_key_env} is not set": hint}
     if not key.isascii() or any(mark.isspace() for mark in key):
-        raise UserError(f"{spec.api_key_env} holds characters that no key has", where=spec.label, hint="set it again")
-    return key
+        return {f"{spec.api_key_env} holds characters that no key has": "set it again"}
+    return {}
+
+
+def read_key(spec: Any) -> str:
+    """The API key to send, if any. Raises UserError where it lacks or cannot be one."""
+    spec.ready()
+    return os.environ.get(spec.api_key_env, "").strip() if may_send_key(spec) else ""
 
 
 class SdkWire:
@@ -185,6 +195,7 @@ class SdkWire:
         self._client = client
         self._path = path
         self._key = key if len(key) >= 8 else ""
+        self._keyed = bool(key)
         self._http: Any = httpx2
         self._options: Any = {"headers": {"content-type": "application/json"}}
 
@@ -201,7 +212,8 @@ class SdkWire:
             raise self._broken(error.__cause__ or error) from None
         body: bytes = response.content
         headers: Mapping[str, str] = response.headers
-        return checked(response.status_code, headers, body.replace(self._key.encode(), b"[key]") if self._key else body)
+        body = body.replace(self._key.encode(), b"[key]") if self._key else body
+        return checked(response.status_code, headers, body, "" if self._keyed else None)
 
     def _broken(self, cause: BaseException) -> Fault:
         """The Fault of a request without a reply: only one that may have arrived may have been billed."""
