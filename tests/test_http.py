@@ -226,8 +226,8 @@ ODD: list[tuple[Any, str, str]] = [
 def test_an_odd_reply_ends_its_record_alone_in_every_run(tmp_path: Path, message: Any, finish: Any, end: str) -> None:
     body = {"choices": [{"message": message, "finish_reason": finish}], "model": 7}
     with Server(one_bad(Answer(raw=json.dumps(body).encode()))) as server:
-        made = label(tmp_path, server, 4, "teachers.teacher.repairs=1")
-        again = label(tmp_path, server, 4, "teachers.teacher.repairs=1")
+        made = label(tmp_path, server, 4)
+        again = label(tmp_path, server, 4)
     assert made.error is None and again.error is None and again.files == made.files
     assert len(server.bodies) == 4, "what was paid is asked again"
     (odd,) = [row for row in made.rows() if row["id"] != "s" and "number 3 " in row["instruction"]] or made.rows(
