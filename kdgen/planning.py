@@ -54,19 +54,16 @@ class Line:
     known_output: int = 0
     guess: int = 0
     said: int = 0
-    most_input: int = 0
-    most_output: int = 0
-    unbounded: bool = False
+    most: float | None = 0.0
     prompts: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
-    def add(self, request: Request, guess: int, said: int) -> None:
+    def add(self, request: Request, guess: int, said: int, price: Price | None) -> None:
         """Count a request that would be sent; `guess` and `said` are its tokens, as they are expected."""
+        worst = price.worst(len(request.body), request.room) if price is not None and request.room else None
+        self.most = None if worst is None or self.most is None else self.most + worst
         self.missing += 1
         self.guess += guess
         self.said += said
-        self.most_input += len(request.body)
-        self.most_output += request.room
-        self.unbounded |= not request.room
 
     @property
     def usage(self) -> Usage:
@@ -85,8 +82,6 @@ class Line:
     def data(self, prices: Prices) -> dict[str, Any]:
         """For `--json`."""
         online, batch = prices.of(self.spec, "online"), prices.of(self.spec, "batch")
-        worst = prices.of(self.spec)
-        most = worst.worst(self.most_input, self.most_output) if worst and not self.unbounded else None
         usage = self.usage
         return {
             "stage": self.stage,
@@ -99,7 +94,7 @@ class Line:
             "output_tokens": usage.output,
             "usd_online": self.usd(online),
             "usd_batch": self.usd(batch) if self.spec.batchable() else None,
-            "usd_at_most": 0.0 if not self.missing else most,
+            "usd_at_most": self.most,
             "mode": self.spec.mode,
             "learnt": self.known >= ENOUGH,
             "prompts": self.prompts,
@@ -143,7 +138,8 @@ class PlanDesk(Desk):
         if question.schema is not None and not _fits(question.schema, text):
             text = orjson.dumps(instance(question.schema.model_json_schema())).decode()
         if fresh:
-            line.add(request, guess, min(room, self.expect if self.expect is not None else max(1, tokens_of(text))))
+            said = min(room, self.expect if self.expect is not None else max(1, tokens_of(text)))
+            line.add(request, guess, said, self.bill.prices.of(spec))
         usage = Usage(input=guess, output=count)
         return Reply(request.key, text, "stop", usage, {}, model=spec.model, teacher=spec.label)
 

@@ -28,6 +28,15 @@ from kdgen.terms import table
 ACK = ("--ack-terms", f"openai.api@{table().read}")
 ROOT = Path(__file__).parent.parent
 ROWS = ("data.jsonl", "records.jsonl", "rejects.jsonl")
+# An evolution of one round, as a recipe's stage.
+EVOL = {
+    "stage": "expand",
+    "method": "evol",
+    "rounds": 1,
+    "operations": {"deepen": "expand/evol/deepen"},
+    "equal": "expand/evol/equal",
+    "answer": "label/answer",
+}
 WORDS = (
     "amber basil cedar delta ember fjord grove haven ivory jewel kayak lemon maple north ocean pearl quartz river "
     "stone tulip umber violet willow xenon yacht zebra anchor bridge canyon desert engine falcon garden harbor"

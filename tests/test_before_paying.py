@@ -6,20 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import Answer, Made, Server, echo_answer, make, recipe_file, tasks, write_seeds
+from server import EVOL, Answer, Made, Server, echo_answer, make, recipe_file, tasks, write_seeds
 
 from kdgen.errors import EndpointError, UserError
 
 ANSWER = {"stage": "label", "method": "answer", "prompt": "label/answer"}
 RATIONALE = {"stage": "label", "method": "rationale", "prompt": "label/rationale"}
-EVOL = {
-    "stage": "expand",
-    "method": "evol",
-    "rounds": 1,
-    "operations": {"deepen": "expand/evol/deepen"},
-    "equal": "expand/evol/equal",
-    "answer": "label/answer",
-}
 EXPAND = {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct"}
 SCRIPT = {"provider": "scripted", "path": "rules.jsonl"}
 

@@ -38,7 +38,7 @@ def test_a_month_counts_every_run_of_the_ledger(tmp_path: Path) -> None:
         capped = label(tmp_path, "first", "--budget-tokens-month", "2000", "--limit", "10", server=server)
         assert capped.error is None and server.tokens == 1000  # nothing to ask, nothing to pay
         capped = label(tmp_path, "first", "--budget-tokens-month", "2000", server=server)
-        assert isinstance(capped.error, BudgetReached) and "of 2,000 tokens of 2" in capped.error.cause
+        assert isinstance(capped.error, BudgetReached) and "of 2,000 tokens are used of 2" in capped.error.cause
         assert 1000 < server.tokens <= 2000
         assert label(tmp_path, "first", "--budget-tokens-month", "9000", server=server).error is None
         assert server.tokens == 2000  # 20 seeds at 100 tokens, none of them paid twice
@@ -57,7 +57,7 @@ def test_a_month_in_dollars(tmp_path: Path) -> None:
     asked = ("--prices", str(tmp_path / "prices.yaml"), "--budget-usd-month", "1.5")
     with spender() as server:
         made = label(tmp_path, "first", *asked, server=server)
-        assert isinstance(made.error, BudgetReached) and "of $1.5000 for 2" in made.error.cause
+        assert isinstance(made.error, BudgetReached) and "of $1.5000 is spent of 2" in made.error.cause
         assert 0 < server.tokens * 1000 / 1e6 <= 1.5
 
 

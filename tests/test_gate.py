@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server import ACK, Made, Server, make, tasks, write_seeds
@@ -83,3 +85,15 @@ def test_prices_of_ones_own_make_the_bill(tmp_path: Path) -> None:
     tokens = dear.manifest["tokens"]
     assert dear.manifest["cost_usd"] == tokens["input"] + 2 * tokens["output"] > 0
     assert again.manifest["cost_usd"] is None
+
+
+def test_check_says_what_a_run_would_need(kdgen: Callable[..., Any]) -> None:
+    said = kdgen("check", "label/answer", "-t", "openai:nobody-knows-it@http://127.0.0.1:9/v1")
+    assert said.code == 0 and f"a run needs --ack-terms openai:nobody-knows-it@127.0.0.1@{READ}" in said.out
+
+
+@pytest.mark.parametrize("option", [["--no-wait"], ["--max-wait", "9"]], ids=["no-wait", "max-wait"])
+def test_waiting_for_no_batch_is_an_error(tmp_path: Path, option: list[str]) -> None:
+    with Server() as server:
+        made = label(tmp_path, "Qwen3-8B", *option, server=server)
+    assert isinstance(made.error, UserError) and str(made.error).startswith(option[0]) and not server.bodies

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from server import FakeWire, echo_answer
+from server import EVOL, FakeWire, echo_answer
 
 from kdgen.asking import JobAsk
 from kdgen.config import Recipe, load_recipe
@@ -63,18 +63,7 @@ EXPAND = {
         {"stage": "label", "method": "answer", "prompt": "label/answer"},
     ]
 }
-EVOL = {
-    "stages": [
-        {
-            "stage": "expand",
-            "method": "evol",
-            "rounds": 1,
-            "operations": {"deepen": "expand/evol/deepen"},
-            "equal": "expand/evol/equal",
-            "answer": "label/answer",
-        }
-    ]
-}
+EVOLVE = {"stages": [EVOL]}
 MODELS = {name: {"provider": "scripted", "path": "r.jsonl", "model": name, "logprobs": 0} for name in ("one", "two")}
 POOL = {**LABEL, "teachers": {**MODELS, "teacher": {"provider": "pool", "of": {"one": 1, "two": 1}}}}
 CASCADE = {**LABEL, "teachers": {**MODELS, "teacher": {"provider": "cascade", "of": ["one", "two"]}}}
@@ -162,7 +151,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (
         Evol,
-        EVOL,
+        EVOLVE,
         {
             "to": S + "to=nobody",
             "params": S + "params.temperature=1",
@@ -258,7 +247,7 @@ ELSEWHERE_TESTED = {
     ("Budget", "month_usd"): "test_a_month_in_dollars",
     ("Recipe", "terms"): "test_a_recipe_may_say_why_it_may",
 }
-ELSEWHERE = {("Exact", "against_seeds"): EVOL, ("Rouge", "against_seeds"): EVOL, ("Dangling", "min_words"): LABEL}
+ELSEWHERE = {("Exact", "against_seeds"): EVOLVE, ("Rouge", "against_seeds"): EVOLVE, ("Dangling", "min_words"): LABEL}
 
 
 def cases() -> Iterator[tuple[str, str, dict[str, Any], str]]:
@@ -354,7 +343,7 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
     assert seen[0] != seen[1] and seen[0][0] == seen[1][0] == 0
 
 
-@pytest.mark.parametrize("base", [LABEL, RATIONALE, EXPAND, EVOL], ids=["answer", "rationale", "expand", "evol"])
+@pytest.mark.parametrize("base", [LABEL, RATIONALE, EXPAND, EVOLVE], ids=["answer", "rationale", "expand", "evol"])
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]
 ) -> None:
@@ -374,7 +363,7 @@ def test_what_a_stage_says_of_its_replies_is_so(
     monkeypatch.setattr(JobAsk, "__call__", spy)
     judge = {"provider": "scripted", "path": "r.jsonl", "model": "judge"}
     team = {"teacher": {"provider": "scripted", "path": "r.jsonl", "max_tokens": 100}}
-    if base is EVOL:
+    if base is EVOLVE:
         base = {"stages": [{**base["stages"][0], "judge": "judge"}], "teachers": {**team, "judge": judge}}
     assert observe(base)[0] == 0
     assert stages

@@ -98,3 +98,13 @@ class Shape(BaseModel):
 
 def test_an_invented_value_fits_its_schema() -> None:
     Shape.model_validate(instance(Shape.model_json_schema()))
+
+
+def test_at_most_is_the_sum_of_each_request(tmp_path: Path, plan: Callable[..., dict[str, Any]]) -> None:
+    """A price that climbs with the length of a request does not climb with their number."""
+    rows = "models:\n  Qwen3-8B: {input: 2, output: 10, long: {over: 3000, input: 100, output: 100}}\n"
+    (tmp_path / "prices.yaml").write_text(rows)
+    seeds = write_seeds(tmp_path / "s.jsonl", tasks(40))
+    asked = ("label/answer", str(seeds), "-t", "openai:Qwen3-8B@http://127.0.0.1:9/v1", "--ledger", "none.db")
+    one, all_ = (plan(*asked, "--limit", count)["total"]["usd_at_most"] for count in ("1", "40"))
+    assert 30 * one < all_ < 50 * one

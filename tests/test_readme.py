@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server import FakeWire
 
 from kdgen import errors
 from kdgen.resources import builtins
+from kdgen.teachers.openai import OpenAI
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
@@ -20,26 +22,36 @@ COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.spl
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_runs(kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path, line: str) -> None:
+def test_a_command_runs(
+    kdgen: Callable[..., Any],
+    script: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+) -> None:
     (tmp_path / "seeds.jsonl").write_text('{"instruction": "Name three uses of vinegar."}\n')
     words = shlex.split(line, comments=True)[1:]
     listed = "\n".join(
         f"{n}. Tell {'{digest}'} about number {n} of the things that matter to {n * 7} people" for n in range(9, 17)
     )
     teacher = script({"contains": "numbered 9 to 16", "reply": listed}, "Because.\nAnswer: {digest}")
-    said = kdgen(*words, "-t", teacher, "--ledger", "l.db", "-o", "out")
+    paid = "-t" in words
+    if paid:  # as it stands, with a wire in the place of the network
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+        monkeypatch.setattr(OpenAI, "connect", FakeWire().open)
+    said = kdgen(*words, *(() if paid else ("-t", teacher)), "--ledger", "l.db", "-o", "out")
     assert said.code == 0, said.err
     assert (tmp_path / "out/data.jsonl").read_text()
 
 
-def test_the_recipe_makes_rows(kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path) -> None:
+def test_the_recipe_makes_rows(kdgen: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = next(block for kind, block in BLOCKS if kind == "yaml")
     (tmp_path / "mine.yaml").write_text(recipe)
     (tmp_path / "mine.md").write_text("---\nvariables: {instruction: x}\n---\n[[user]]\n{{ instruction }}\n")
     (tmp_path / "questions.csv").write_text("question\nWhere is my parcel?\n")
-    said = kdgen(
-        "run", "./mine.yaml", "-t", script(), "--json", "-q", "--ledger", "l.db", "--set", "stages.0.prompt=./mine.md"
-    )
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    monkeypatch.setattr(OpenAI, "connect", FakeWire().open)
+    said = kdgen("run", "./mine.yaml", "--json", "-q", "--ledger", "l.db", "--set", "stages.0.prompt=./mine.md")
     assert said.code == 0 and json.loads(said.out)["counts"]["rows"] == 1, said.err
 
 

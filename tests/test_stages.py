@@ -9,20 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server import EVOL, FakeWire, Made, make, recipe_file, write_seeds
 from server import Answer as Said
-from server import FakeWire, Made, make, recipe_file, write_seeds
 
 from kdgen.stages.answer import Answer
 from kdgen.teachers.openai import OpenAI
 
-EVOL = {
-    "stage": "expand",
-    "method": "evol",
-    "rounds": 1,
-    "operations": {"deepen": "expand/evol/deepen"},
-    "equal": "expand/evol/equal",
-    "answer": "label/answer",
-}
 SELF = {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 1, "calls": 1}
 LABEL = {"stage": "label", "method": "answer", "prompt": "label/answer"}
 SAME = '{"verdict": "different"}'

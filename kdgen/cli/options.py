@@ -63,7 +63,7 @@ AckTerms = Annotated[
     typer.Option(
         "--ack-terms",
         metavar="KEY@DATE",
-        help="You read these terms of a teacher, as of that date, and may use its output so; `kdgen teachers` shows them.",
+        help="You read these terms of a teacher, as of that date, and may use its output so; `kdgen plan` shows them.",
     ),
 ]
 PricesFile = Annotated[

@@ -82,6 +82,9 @@ def make(
     }
     changes |= {f"budget.{unit}": cap for unit, cap in caps.items() if cap is not None}
     recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
+    if (not wait or max_wait is not None) and not any(spec.mode == "batch" for _, spec in recipe.leaves()):
+        option = "--max-wait" if wait else "--no-wait"
+        raise UserError("no teacher is asked in batches", where=option, hint="--set teachers.teacher.mode=batch")
     rulings = gate_of(recipe, acks or ())
     table = prices_file(Path(prices)) if prices else PLAIN
     for role, spec in recipe.leaves():
@@ -219,6 +222,9 @@ def check(
         for role, spec in recipe.leaves():
             for need in spec.needs():
                 print(f"    {role}: {need}")
+        for ruling in judge(dict(recipe.leaves()), recipe.use, recipe.student):
+            if ruling.status != "allowed" and ruling.acknowledged(recipe.terms.get(ruling.key)).ack is None:
+                print(f"    {ruling.role}: its terms are {ruling.status}; a run needs {ruling.worst.flag}")
 
 
 def list_recipes() -> None:

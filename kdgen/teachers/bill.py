@@ -171,22 +171,14 @@ class Bill:
         return (limits.tokens is None or tokens <= limits.tokens) and (limits.usd is None or usd <= limits.usd)
 
     def _spent(self) -> str:
-        parts = []
-        if self.budget.tokens is not None:
-            parts.append(f"{self.tokens + self._lost_tokens:,} of {self.budget.tokens:,} tokens are used")
-        if self.budget.usd is not None:
-            parts.append(f"${self.usd + self._lost_usd:.4f} of ${self.budget.usd:.4f} is spent")
-        return ", ".join(parts)
+        limits = self.budget
+        return _said(self.tokens + self._lost_tokens, limits.tokens, self.usd + self._lost_usd, limits.usd)
 
     def _spent_in(self, month: str) -> str:
         assert self.ledger is not None
         tokens, usd = self.ledger.spent(month)
-        parts = []
-        if self.budget.month_tokens is not None:
-            parts.append(f"{tokens:,} of {self.budget.month_tokens:,} tokens of {month} are used or in flight")
-        if self.budget.month_usd is not None:
-            parts.append(f"${usd:.4f} of ${self.budget.month_usd:.4f} for {month} is spent or in flight")
-        return ", ".join(parts)
+        said = _said(tokens, self.budget.month_tokens, usd, self.budget.month_usd)
+        return f"{said} of {month}, what is in flight counted"
 
     def release(self, hold: Hold) -> None:
         """Give a reservation back, once the real cost is counted or there is none."""
@@ -283,6 +275,12 @@ class Bill:
 def cost(price: Price | None, usage: Usage) -> float:
     """Dollars of one reply; 0 where no price is known."""
     return price.of(usage) if price else 0.0
+
+
+def _said(tokens: int, most: int | None, usd: float, most_usd: float | None) -> str:
+    parts = [] if most is None else [f"{tokens:,} of {most:,} tokens are used"]
+    parts += [] if most_usd is None else [f"${usd:.4f} of ${most_usd:.4f} is spent"]
+    return ", ".join(parts)
 
 
 def this_month() -> str:

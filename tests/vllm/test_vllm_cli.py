@@ -14,9 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from kdgen.teachers import PROVIDERS
-
-pytestmark = pytest.mark.skipif("vllm" not in PROVIDERS, reason="the union of teachers has no vllm yet")
 SCRIPT = Path(sys.executable).with_name("kdgen")
 STARTS = {"module": [sys.executable, "-m", "kdgen"], "script": [str(SCRIPT)]}
 
