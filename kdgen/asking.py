@@ -14,7 +14,7 @@ from kdgen.errors import Rejected
 from kdgen.prompts import Prompt
 from kdgen.record import Message, Record
 from kdgen.stages import AnyStage, Draw
-from kdgen.teachers.base import Call, Params, Reply
+from kdgen.teachers.base import Call, Params, Reply, Request
 from kdgen.teachers.batch import Batches
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.dispatch import Dispatch, Halt
@@ -22,6 +22,24 @@ from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.roles import Cascade, Pool
 
 Check = Callable[[Reply], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a stage asks: the prompt as it was rendered, and how its reply is to be read."""
+
+    prompt: Prompt
+    variables: dict[str, Any]
+    messages: list[dict[str, str]]
+    schema: type[BaseModel] | None
+    nth: int
+    partial: bool
+    valid: Check | None
+
+    def call(self, params: Params, more: Sequence[dict[str, str]] = ()) -> Call:
+        """The call that asks it; `more` are messages of a repair."""
+        shape = self.schema.model_json_schema() if self.schema else None
+        return Call([*self.messages, *more], params, shape, self.nth)
 
 
 @dataclass
@@ -49,6 +67,10 @@ class Desk:
     def __post_init__(self) -> None:
         for role, spec in self.recipe.leaves():
             self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt)
+
+    async def complete(self, step: Step, role: str, question: Question, request: Request) -> Reply:
+        """The reply of a role's teacher."""
+        return await self.teachers[role].complete(request)
 
     async def recover(self) -> None:
         """Look after the batches that earlier runs left, and import what has ended."""
@@ -117,52 +139,48 @@ class JobAsk:
         messages = prompt.render(variables, history)
         if _empty(prompt, variables, messages, history):
             raise Rejected("empty_prompt", f"{prompt.name} shows nothing of this record, so nothing was asked")
-        shape = schema.model_json_schema() if schema else None
-        valid = _valid(schema, check)
+        asked = Question(prompt, variables, messages, schema, nth, partial, _valid(schema, check))
         if not isinstance(team, Pool | Cascade):
-            return await self._whole(role, messages, shape, nth, partial, valid)
+            return await self._whole(role, asked)
         route = team.route(self._desk.recipe.seed, self._step.stage.name, self._job.id, nth)
         for leaf in route[:-1]:
             try:
-                reply = await self._whole(leaf, messages, shape, nth, partial, valid)
+                reply = await self._whole(leaf, asked)
             except Rejected:
                 continue
             if team.unsure(reply, messages[-1]["content"]) is None:
                 return reply
-        return await self._whole(route[-1], messages, shape, nth, partial, valid)
+        return await self._whole(route[-1], asked)
 
-    async def _whole(
-        self, role: str, messages: list[dict[str, str]], shape: Any, nth: int, partial: bool, valid: Check | None
-    ) -> Reply:
+    async def _whole(self, role: str, asked: Question) -> Reply:
         """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""
         spec, params = self._desk.teachers[role].spec, self._step.params[role]
-        reply = await self._complete(role, Call(messages, params, shape, nth))
-        if reply.finish == "stop" and shape is None and valid is None:
+        partial, valid = asked.partial, asked.valid
+        reply = await self._complete(role, asked, asked.call(params))
+        if reply.finish == "stop" and valid is None:
             return reply
         if reply.finish == "length" and not partial and spec.on_cut == "retry" and params.max_tokens:
             wider = Params(max_tokens=2 * params.max_tokens).over(params)
-            reply = await self._complete(role, Call(messages, wider, shape, nth))
+            reply = await self._complete(role, asked, asked.call(wider))
         for _ in range(spec.repairs):
             wrong = None if reply.finish == "length" or valid is None else valid(reply)
             if wrong is None:
                 break
             self._desk.repairs[role] += 1
             again = [
-                *messages,
                 {"role": "assistant", "content": reply.text or "(nothing)"},
                 {"role": "user", "content": f"That reply cannot be used: {wrong}. Reply again, in the form asked for."},
             ]
-            reply = await self._complete(role, Call(again, params, shape, nth))
+            reply = await self._complete(role, asked, asked.call(params, again))
         _complain(reply, partial, params)
         if valid is not None and (wrong := valid(reply)):
             raise Rejected("invalid_output", wrong)
         return reply
 
-    async def _complete(self, role: str, call: Call) -> Reply:
-        dispatch = self._desk.teachers[role]
-        request = dispatch.spec.request(call)
+    async def _complete(self, role: str, asked: Question, call: Call) -> Reply:
+        request = self._desk.teachers[role].spec.request(call)
         self.calls.append(request.key)
-        return await dispatch.complete(request)
+        return await self._desk.complete(self._step, role, asked, request)
 
 
 def _complain(reply: Reply, partial: bool, params: Params) -> None:

@@ -66,11 +66,12 @@ class Run:
     halt: Halt = field(default_factory=Halt)
     tally: Tally = field(default_factory=Tally)
     rulings: list[Ruling] = field(default_factory=list)
+    desks: type[Desk] = Desk
 
     def __post_init__(self) -> None:
         self.halt.grace = self.grace
         self.last = ""
-        self.desk = Desk(self.recipe, self.ledger, self.bill, self.halt)
+        self.desk = self.desks(self.recipe, self.ledger, self.bill, self.halt)
         self.steps = [self.desk.step(place, stage) for place, stage in enumerate(self.recipe.stages)]
         self.window = max(64, 2 * sum(spec.concurrency for _, spec in self.recipe.leaves()))
         self.indexes: list[Index] = [method.index() for method in self.recipe.dedupe]

@@ -24,6 +24,7 @@ LAYERS = [
     {"asking", "manifest"},
     {"card", "progress"},
     {"runner"},
+    {"planning"},
     {"cli"},
     {"__main__"},
 ]

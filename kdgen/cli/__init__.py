@@ -194,6 +194,35 @@ def run(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that ships.")],
+    seeds: Annotated[str | None, typer.Argument(metavar="[SEEDS]", help="Seeds instead of the recipe's own.")] = None,
+    teacher: TeacherOpt = None,
+    set_: Set = None,
+    limit: Limit = None,
+    target: Target = None,
+    map_: Map = None,
+    ledger: LedgerOpt = ".kdgen/ledger.db",
+    prices: PricesFile = None,
+    reply_tokens: Annotated[
+        int | None,
+        typer.Option("--reply-tokens", min=1, metavar="N", help="How long a reply is, where you know better."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what a run would ask and cost, online and in batches, beside what the ledger has. Sends nothing.
+
+    kdgen plan label/answer seeds.jsonl -t openai:gpt-6-luna --set teachers.teacher.max_tokens=400
+    """
+    from kdgen.cli import quote
+
+    quote.quote(
+        recipe, seeds, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_, ledger=ledger,
+        prices=prices, reply_tokens=reply_tokens, as_json=json_,
+    )  # fmt: skip
+
+
+@app.command()
 def check(
     recipes: Annotated[
         list[str] | None, typer.Argument(metavar="[RECIPE]…", help="Recipe files or names [all that ship].")

@@ -73,7 +73,7 @@ def make(
     """Make a dataset: load, check, run, publish, print."""
     if out == "-" and as_json:
         raise UserError("-o - and --json both want stdout", hint="name a folder with -o DIR")
-    changes = _changes(seeds, limit=limit, target=target, columns=columns, on_bad=on_bad, form=form)
+    changes = changes_of(seeds, limit=limit, target=target, columns=columns, on_bad=on_bad, form=form)
     caps = {
         "usd": budget_usd,
         "tokens": budget_tokens,
@@ -86,7 +86,7 @@ def make(
     table = prices_file(Path(prices)) if prices else PLAIN
     for role, spec in recipe.leaves():
         Bill(recipe.budget, table).check(spec, role)
-    path, spooled = _seed_file(recipe)
+    path, spooled = seed_file(recipe)
     try:
         assert recipe.seeds is not None
         found = scan(recipe.seeds, path, name="stdin" if spooled else "")
@@ -122,7 +122,7 @@ def gate_of(recipe: Recipe, given: Sequence[str]) -> list[Ruling]:
     return gate(rulings, {**recipe.terms, **acks})
 
 
-def _changes(
+def changes_of(
     seeds: str | None,
     *,
     limit: int | None,
@@ -131,6 +131,7 @@ def _changes(
     on_bad: str | None,
     form: str | None,
 ) -> dict[str, Any]:
+    """What the options of a verb change in its recipe. Raises UserError."""
     changes: dict[str, Any] = {}
     if seeds is not None:
         known = (
@@ -159,7 +160,7 @@ def _changes(
     return changes
 
 
-def _seed_file(recipe: Recipe) -> tuple[Path, bool]:
+def seed_file(recipe: Recipe) -> tuple[Path, bool]:
     """The file of a recipe's seeds, and whether it is a copy of stdin."""
     spec = recipe.seeds
     if spec is None:
@@ -204,14 +205,14 @@ def check(
     names: Sequence[str] | None, seeds: str | None, *, teachers: Sequence[str] | None, sets: Sequence[str] | None
 ) -> None:
     """Load and check recipes and their seeds; one line each on stdout."""
-    changes = _changes(seeds, limit=None, target=None, columns=None, on_bad=None, form=None)
+    changes = changes_of(seeds, limit=None, target=None, columns=None, on_bad=None, form=None)
     for name in names or list(builtins("configs")):
         recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
         said = f"{len(recipe.stages)} stages, teachers: " + ", ".join(
             f"{role} = {spec.label}" for role, spec in recipe.teachers.items()
         )
         if recipe.seeds is not None and recipe.seeds.path != "-":
-            path, _ = _seed_file(recipe)
+            path, _ = seed_file(recipe)
             found = scan(recipe.seeds, path)
             said += f", {found.rows:,} seeds" + (f" ({len(found.bad)} not usable)" if found.bad else "")
         print(f"ok  {name}: {said}")

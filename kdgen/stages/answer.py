@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import JsonValue
 
 from kdgen.parse import bare, final_answer, same_answer, split_answer, split_thinking
-from kdgen.prompts import PromptFile
+from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.base import Ask, Stage
 from kdgen.teachers.base import Reply
@@ -70,6 +71,10 @@ class Rationale(Stage):
                 return [job.rejected(self.name, "disagrees_with_gold", f"{bare(answer)[:100]} is not {gold[:100]}")]
         content = {**_asked(job), "output": answer, "reasoning": rationale, "finish": reply.finish}
         return [self.child(job, reply, writes=("reasoning", "output"), meta=meta, **content)]
+
+    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
+        """A rationale and an answer."""
+        return f"{words(0)}\nAnswer: {words(2)}"
 
 
 def _reasoned(reply: Reply) -> str | None:

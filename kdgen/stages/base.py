@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, JsonValue
@@ -139,6 +139,10 @@ class Stage(Frozen):
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One conversation about one job: the rows made of it, rejects among them."""
         raise NotImplementedError
+
+    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
+        """A reply of the form that `prompt` asks for, out of `words(count)`: what a plan has in place of the teacher's."""
+        return words(0)
 
     def child(
         self,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kdgen.errors import Rejected
 from kdgen.parse import bare, split_thinking, terms
-from kdgen.prompts import PromptFile
+from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Draw, Stage, bad_stage
@@ -96,6 +96,12 @@ class Evol(Stage):
                 )
                 rows.append(lost.rejected(self.name, fate.reason, f"round {number}, {operation}: {fate.detail}"))
         return rows
+
+    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
+        """A task that differs, a judge's word, or an answer."""
+        if prompt == self.equal:
+            return Verdict(verdict="different").model_dump_json()
+        return words(40) if prompt in self.operations.values() else words(0)
 
     async def _evolve(self, current: Record, operation: str, number: int, ask: Ask) -> Record:
         # A follow-up means nothing without its conversation: it is evolved, answered and kept with what was said before.

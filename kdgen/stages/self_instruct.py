@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from kdgen.errors import UserError
 from kdgen.parse import bare, numbered
-from kdgen.prompts import PromptFile
+from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage
 
@@ -66,6 +66,12 @@ class SelfInstruct(PoolStage):
 
     def _short(self, pool: Pool) -> Pool:
         return Pool([task for task in pool.records if 0 < len(task.task.split()) <= self.shown_words])
+
+    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
+        """The list that is asked for."""
+        return "\n".join(
+            f"{number}. Explain {words(15)}" for number in range(variables["first"], variables["last"] + 1)
+        )
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call; the items of the numbered list that comes back. A list cut at max_tokens loses its last item."""

@@ -1,0 +1,225 @@
+"""What a run would ask and cost: the same pass, with invented replies where the ledger has none. Nothing is sent.
+
+What a reply will be nobody knows, so it is taken to be of the right form and to pass every filter; its length is that
+of the replies that the ledger has for the same stage and teacher, else what the user says, else an assumption.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from kdgen.asking import Desk, Question, Step
+from kdgen.errors import GateFailed
+from kdgen.runner import Run
+from kdgen.store import Staging
+from kdgen.teachers.base import Reply, Request, TeacherSpec, Usage
+from kdgen.teachers.prices import Price, Prices
+
+ASSUMED = 256
+ENOUGH = 5
+# Pieces as the byte-pair vocabularies of large models cut them, about: words, numbers by threes, marks, other scripts.
+PIECE = re.compile(r"[A-Za-z]+|\d{1,3}|[^\x00-\x7f]|[^\w\s]+|_+|\n+")
+LONG_WORD, TURN, REPLY = 9, 4, 3
+WORDS = (
+    "amber basin copper delta early forest garden harbor island jacket kernel ladder market needle orange planet quiet "
+    "river silver timber under valley window yellow zenith answer bridge circle dinner engine figure ground hollow"
+).split()
+
+
+def tokens_of(text: str) -> int:
+    """About how many tokens a model makes of a text."""
+    return sum(
+        1 + len(piece) // LONG_WORD if piece.isascii() and piece.isalpha() else 1 for piece in PIECE.findall(text)
+    )
+
+
+@dataclass
+class Line:
+    """What one stage asks of one teacher."""
+
+    stage: str
+    role: str
+    spec: TeacherSpec
+    known: int = 0
+    missing: int = 0
+    known_guess: int = 0
+    known_input: int = 0
+    known_output: int = 0
+    guess: int = 0
+    said: int = 0
+    most_input: int = 0
+    most_output: int = 0
+    unbounded: bool = False
+    prompts: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+
+    def add(self, request: Request, guess: int, said: int) -> None:
+        """Count a request that would be sent; `guess` and `said` are its tokens, as they are expected."""
+        self.missing += 1
+        self.guess += guess
+        self.said += said
+        self.most_input += len(request.body)
+        self.most_output += request.room
+        self.unbounded |= not request.room
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens of all that would be sent. Where the ledger has replies of the kind, they set the measure."""
+        learnt = self.known >= ENOUGH
+        came = self.guess * (self.known_input / self.known_guess if learnt and self.known_guess else 1.0)
+        went = self.missing * self.known_output / self.known if learnt else float(self.said)
+        return Usage(input=round(came), output=round(went))
+
+    def usd(self, price: Price | None) -> float | None:
+        """Dollars of all that would be sent, without a discount for what a cache may serve."""
+        usage, count = self.usage, max(1, self.missing)
+        each = Usage(input=round(usage.input / count), output=round(usage.output / count))
+        return None if price is None else self.missing * price.of(each)
+
+    def data(self, prices: Prices) -> dict[str, Any]:
+        """For `--json`."""
+        online, batch = prices.of(self.spec, "online"), prices.of(self.spec, "batch")
+        worst = prices.of(self.spec)
+        most = worst.worst(self.most_input, self.most_output) if worst and not self.unbounded else None
+        usage = self.usage
+        return {
+            "stage": self.stage,
+            "role": self.role,
+            "teacher": self.spec.label,
+            "requests": self.known + self.missing,
+            "in_ledger": self.known,
+            "to_send": self.missing,
+            "input_tokens": usage.input,
+            "output_tokens": usage.output,
+            "usd_online": self.usd(online),
+            "usd_batch": self.usd(batch) if self.spec.batchable() else None,
+            "usd_at_most": 0.0 if not self.missing else most,
+            "mode": self.spec.mode,
+            "learnt": self.known >= ENOUGH,
+            "prompts": self.prompts,
+        }
+
+
+@dataclass
+class PlanDesk(Desk):
+    """A desk that answers from the ledger, and else invents."""
+
+    expect: int | None = None
+    lines: dict[tuple[str, str], Line] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    async def recover(self) -> None:
+        """Nothing is looked after."""
+
+    async def submit(self) -> None:
+        """Nothing is handed in."""
+
+    async def complete(self, step: Step, role: str, question: Question, request: Request) -> Reply:
+        """The ledger's reply, or an invented one; each request is counted once."""
+        spec = self.teachers[role].spec
+        line = self.lines.setdefault((step.stage.name, role), Line(step.stage.name, role, spec))
+        line.prompts.setdefault(question.prompt.name, question.messages)
+        fresh = request.key not in self.seen
+        self.seen.add(request.key)
+        guess = _guess(spec, question)
+        raw = self.ledger.get(request.key)
+        if raw is not None:
+            line.known += fresh
+            reply = spec.read(request, raw)
+            if fresh:
+                line.known_guess += guess
+                line.known_input += reply.usage.input
+                line.known_output += reply.usage.output
+            return reply
+        room = request.room or ASSUMED * 8
+        count = min(room, self.expect if self.expect is not None else ASSUMED)
+        text = step.stage.example(question.prompt, question.variables, _inventor(request.key, count))
+        if question.schema is not None and not _fits(question.schema, text):
+            text = orjson.dumps(instance(question.schema.model_json_schema())).decode()
+        if fresh:
+            line.add(request, guess, min(room, self.expect if self.expect is not None else max(1, tokens_of(text))))
+        usage = Usage(input=guess, output=count)
+        return Reply(request.key, text, "stop", usage, {}, model=spec.model, teacher=spec.label)
+
+
+def _guess(spec: TeacherSpec, question: Question) -> int:
+    said = sum(TURN + tokens_of(message["content"]) for message in question.messages) + REPLY
+    if question.schema is not None and spec.provider in ("openai", "anthropic"):
+        said += tokens_of(orjson.dumps(question.schema.model_json_schema()).decode())
+    return said
+
+
+def _inventor(key: str, count: int) -> Callable[[int], str]:
+    """`words(n)`: n words (a whole reply's worth for 0), other ones at each call and for each request."""
+    draw = random.Random(key)
+
+    def words(many: int) -> str:
+        return " ".join(draw.choices(WORDS, k=many or max(1, round(count / 1.15))))
+
+    return words
+
+
+def _fits(schema: Any, text: str) -> bool:
+    try:
+        schema.model_validate_json(text)
+    except ValueError:
+        return False
+    return True
+
+
+def instance(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
+    """A small value that a pydantic model's JSON schema takes."""
+    root = root or schema
+    if "$ref" in schema:
+        return instance(root["$defs"][schema["$ref"].rsplit("/", 1)[-1]], root)
+    if union := schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"):
+        return instance(union[0], root)
+    kind = schema.get("type")
+    if kind == "object":
+        return {name: instance(part, root) for name, part in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [instance(schema.get("items", {}), root)] * max(1, schema.get("minItems", 1))
+    plain = {"integer": 1, "number": 1, "boolean": True, "null": None}.get(kind or "", "text")
+    plain = schema.get("minimum", plain)
+    return schema.get("const", schema["enum"][-1] if "enum" in schema else plain)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A finished plan."""
+
+    lines: list[Line]
+    rows: int
+    rejects: dict[str, int]
+    stopped: str
+
+    def data(self, prices: Prices) -> dict[str, Any]:
+        """For `--json`: the lines and their sums; a sum with an unknown part is null."""
+        lines = [line.data(prices) for line in self.lines]
+        names = ("requests", "in_ledger", "to_send", "input_tokens", "output_tokens")
+        total: dict[str, Any] = {name: sum(line[name] for line in lines) for name in names}
+        for name in ("usd_online", "usd_batch", "usd_at_most"):
+            values = [line[name] for line in lines]
+            total[name] = None if None in values else sum(values)
+        return {"lines": lines, "total": total, "rows": self.rows, "rejects": self.rejects, "stopped": self.stopped}
+
+
+async def plan(run: Run, folder: Path, expect: int | None) -> Plan:
+    """Go through the recipe once; `folder` takes what is thrown away after."""
+    desk = run.desk
+    assert isinstance(desk, PlanDesk)
+    desk.expect = expect
+    staging = Staging(folder)
+    try:
+        await run.go(staging)
+    except GateFailed:
+        pass
+    finally:
+        staging.discard()
+    return Plan(list(desk.lines.values()), run.tally.rows, dict(run.tally.rejects), run.tally.stopped)
