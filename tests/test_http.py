@@ -509,6 +509,7 @@ SHARED = {
     "unsupported": "test_what_a_teacher_does_not_take_fails_or_is_dropped",
     "base_url": "test_a_teacher_asks_the_server_at_its_address",
     "api_key_env": "test_the_key_comes_from_the_named_variable",
+    "api_key_file": "test_the_key_comes_from_the_named_file",
 }
 OWN = {
     ("Local", "context"): "test_the_embedded_model_is_loaded_as_the_recipe_says",
@@ -663,6 +664,13 @@ def test_the_key_comes_from_the_named_variable(tmp_path: Path, monkeypatch: pyte
         label(tmp_path, server, 1, "teachers.teacher.api_key_env=MY_KEY", name="b")
         label(tmp_path, server, 1, "teachers.teacher.api_key_env=NOT_SET", name="c")
     assert [headers.get("Authorization") for headers in server.headers] == ["Bearer one", "Bearer two", None]
+
+
+def test_the_key_comes_from_the_named_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("three\n")
+    with Server() as server:
+        label(tmp_path, server, 1, f"teachers.teacher.api_key_file={tmp_path / 'key'}")
+    assert server.headers[0]["Authorization"] == "Bearer three"
 
 
 def test_the_scripted_teacher_reads_its_file_and_takes_its_time(

@@ -24,6 +24,28 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _env_file(path: str | None) -> str | None:
+    if path is not None:
+        from pathlib import Path
+
+        from kdgen.teachers.keys import load_env_file
+
+        load_env_file(Path(path))
+    return path
+
+
+EnvFile = Annotated[
+    str | None,
+    typer.Option(
+        "--env-file",
+        metavar="PATH",
+        callback=_env_file,
+        is_eager=True,
+        help="Read keys (NAME=VALUE lines) that the environment lacks from this file.",
+    ),
+]
 recipes_app = typer.Typer(
     help="List the recipes that ship, or print one to start your own from.", rich_markup_mode=None
 )
@@ -135,6 +157,7 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         max_wait: MaxWait = None,
         prices: PricesFile = None,
         ack_terms: AckTerms = None,
+        env_file: EnvFile = None,
         json_: AsJson = False,
         quiet: Quiet = False,
     ) -> None:
@@ -179,6 +202,7 @@ def run(
     max_wait: MaxWait = None,
     prices: PricesFile = None,
     ack_terms: AckTerms = None,
+    env_file: EnvFile = None,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -230,6 +254,7 @@ def check(
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="SEEDS", help="Check these seeds with them.")] = None,
     teacher: TeacherOpt = None,
     set_: Set = None,
+    env_file: EnvFile = None,
 ) -> None:
     """Say everything about recipes, prompts, seeds and teachers that can be known without sending."""
     from kdgen.cli import work
@@ -284,6 +309,7 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    env_file: EnvFile = None,
 ) -> None:
     """Options that stand before any command."""
 
@@ -295,7 +321,9 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return app(arguments)
     except KdgenError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from kdgen.teachers.keys import masked
+
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of stdout has gone; say so by the code that shells expect, without a traceback.

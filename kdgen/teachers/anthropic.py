@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from kdgen.record import Frozen
 from kdgen.teachers import models_table
 from kdgen.teachers.base import BatchApi, Call, Finish, Params, Raw, Reply, Request, TeacherSpec, Usage, Wire
 from kdgen.teachers.chat import MALFORMED, count_of, malformed, table_of, text_of
+from kdgen.teachers.keys import EnvName, check_key, guarded, lacks_key
 from kdgen.teachers.openai import EFFORTS, SdkWire, read_key
 
 KEY = "ANTHROPIC_API_KEY"
@@ -47,7 +47,8 @@ class Anthropic(TeacherSpec):
 
     provider: Literal["anthropic"] = "anthropic"
     base_url: str | None = None
-    api_key_env: str = KEY
+    api_key_env: EnvName = KEY
+    api_key_file: str | None = Field(None, description="a file that holds the key alone, instead of a variable")
     max_tokens: int = Field(4096, ge=1)
     cache: Annotated[Literal["off", "5m", "1h"], BeforeValidator(_off)] = Field(
         "off", description="keep the system message, which all requests of a stage share, in Anthropic's prompt cache"
@@ -66,6 +67,7 @@ class Anthropic(TeacherSpec):
         """A model must be named, a URL must be one, and no field may be without effect."""
         if not self.model:
             raise UserError("no model is named", where=self.label, hint="--teacher anthropic:MODEL")
+        check_key(self)
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             hint = "base_url looks like http://HOST:PORT"
             raise UserError(f"{self.base_url!r} is not a URL", where=self.label, hint=hint)
@@ -76,9 +78,7 @@ class Anthropic(TeacherSpec):
     def needs(self) -> list[str]:
         """The SDK, and the key where one is needed."""
         missing = [] if importlib.util.find_spec("anthropic") else ["anthropic is not installed"]
-        if self.base_url is None and not os.environ.get(self.api_key_env):
-            missing.append(f"{self.api_key_env} is not set")
-        return missing
+        return missing + (lacks_key(self) if self.base_url is None or self.api_key_file is not None else [])
 
     def settle(self, params: Params, where: str) -> tuple[Params, list[str]]:
         """See `TeacherSpec.settle`; effort and thinking must be ones that this model has."""
@@ -176,7 +176,7 @@ class Anthropic(TeacherSpec):
     def connect(self) -> Wire:
         """The official SDK, with its own address or that of `base_url`."""
         sdk, key = self._sdk(), read_key(self)
-        return SdkWire(sdk, self._client(key), "/v1/messages", key)
+        return SdkWire(sdk, self._client(key), "/v1/messages")
 
     def batches(self) -> BatchApi:
         """Anthropic's Message Batches."""
@@ -202,6 +202,6 @@ class Anthropic(TeacherSpec):
             base_url=self.base_url.rstrip("/").removesuffix("/v1") if self.base_url else None,
             default_headers=None if key else {"authorization": sdk.omit},
             timeout=self.timeout,
-            http_client=sdk.DefaultAioHttpClient(),
+            http_client=guarded(sdk, key),
             open_telemetry=False,
         )

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +16,7 @@ from kdgen.errors import UserError
 from kdgen.teachers import models_table, responses
 from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body
 from kdgen.teachers.http import HttpWire, checked
+from kdgen.teachers.keys import EnvName, check_key, guarded, key_of, lacks_key
 
 KEY = "OPENAI_API_KEY"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -29,12 +28,13 @@ class OpenAI(TeacherSpec):
     """OpenAI's models, or a compatible server at `base_url`.
 
     `extra` holds fields of the server's own (`top_k`, `min_p`, `chat_template_kwargs`, …); they are sent
-    as they are. The key comes from the environment variable that `api_key_env` names.
+    as they are. The key comes from the environment variable that `api_key_env` names, or from `api_key_file`.
     """
 
     provider: Literal["openai"] = "openai"
     base_url: str | None = None
-    api_key_env: str = KEY
+    api_key_env: EnvName = KEY
+    api_key_file: str | None = Field(None, description="a file that holds the key alone, instead of a variable")
     api: Literal["auto", "chat", "responses"] = Field(
         "auto", description="the API that is asked; auto: chat, and responses for OpenAI's models that need it"
     )
@@ -61,6 +61,7 @@ class OpenAI(TeacherSpec):
         """A model must be named, a URL must be one, and no field may be without effect."""
         if not self.model:
             raise UserError("no model is named", where=self.label, hint="--teacher openai:MODEL")
+        check_key(self)
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise UserError(
                 f"{self.base_url!r} is not a URL", where=self.label, hint="base_url looks like http://HOST:PORT/v1"
@@ -75,8 +76,7 @@ class OpenAI(TeacherSpec):
 
     def needs(self) -> list[str]:
         """The key, where one is needed."""
-        missing = self.base_url is None and not os.environ.get(self.api_key_env)
-        return [f"{self.api_key_env} is not set"] if missing else []
+        return lacks_key(self) if self.base_url is None or self.api_key_file is not None else []
 
     def accepts(self) -> frozenset[str]:
         """What the API takes, without what this model refuses at this effort."""
@@ -136,7 +136,7 @@ class OpenAI(TeacherSpec):
         if self.base_url is None:
             import openai
 
-            wire = SdkWire(openai, self._client(key), path, key)
+            wire = SdkWire(openai, self._client(key), path)
         else:
             headers = {"authorization": f"Bearer {key}"} if key else {}
             wire = HttpWire(self.base_url.rstrip("/") + path, headers, connections=self.concurrency)
@@ -157,19 +157,18 @@ class OpenAI(TeacherSpec):
             base_url=self.base_url,
             max_retries=0,
             timeout=self.timeout,
-            http_client=openai.DefaultAioHttpClient(),
+            http_client=guarded(openai, key),
         )
 
 
 def read_key(spec: Any) -> str:
-    """The API key that a teacher's environment variable holds. Raises UserError where it lacks or cannot be one."""
+    """The API key that a teacher's file or environment variable holds. Raises UserError where it lacks or cannot be one."""
     for need in spec.needs():
-        hint = f"export {spec.api_key_env}=…, or use the embedded teacher: --teacher local"
+        hint = f"export {spec.api_key_env}=…, or --env-file PATH, or use the embedded teacher: --teacher local"
+        if spec.api_key_file is not None:
+            hint = "its path is relative to the recipe"
         raise UserError(need, where=spec.label, hint=hint)
-    key = os.environ.get(spec.api_key_env, "").strip()
-    if not key.isascii() or any(mark.isspace() for mark in key):
-        raise UserError(f"{spec.api_key_env} holds characters that no key has", where=spec.label, hint="set it again")
-    return key
+    return key_of(spec)
 
 
 class SdkWire:
@@ -178,18 +177,17 @@ class SdkWire:
     The SDKs of OpenAI and Anthropic are made by one generator and have the same names for the same things.
     """
 
-    def __init__(self, sdk: Any, client: Any, path: str, key: str) -> None:
+    def __init__(self, sdk: Any, client: Any, path: str) -> None:
         import httpx2
 
         self._sdk = sdk
         self._client = client
         self._path = path
-        self._key = key if len(key) >= 8 else ""
         self._http: Any = httpx2
         self._options: Any = {"headers": {"content-type": "application/json"}}
 
     async def send(self, request: Request) -> Raw:
-        """Send the request's own bytes once. Raises Fault. Nothing that comes back holds the key."""
+        """Send the request's own bytes once. Raises Fault."""
         sdk = self._sdk
         try:
             response = await self._client.post(
@@ -199,15 +197,12 @@ class SdkWire:
             response = error.response
         except sdk.APIConnectionError as error:
             raise self._broken(error.__cause__ or error) from None
-        body: bytes = response.content
-        headers: Mapping[str, str] = response.headers
-        return checked(response.status_code, headers, body.replace(self._key.encode(), b"[key]") if self._key else body)
+        return checked(response.status_code, response.headers, response.content)
 
     def _broken(self, cause: BaseException) -> Fault:
         """The Fault of a request without a reply: only one that may have arrived may have been billed."""
         http = self._http
         text = f"{type(cause).__name__} {cause}".rstrip()
-        text = text.replace(self._key, "[key]") if self._key else text
         if isinstance(cause, http.InvalidURL | http.UnsupportedProtocol):
             return Fault("stop", f"not a URL: {text}", hint="base_url looks like https://HOST")
         if isinstance(cause, http.ConnectError | http.ConnectTimeout | http.PoolTimeout):

@@ -21,6 +21,7 @@ from kdgen.resources import did_you_mean
 from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body, read_chat
 from kdgen.teachers.chat import MALFORMED, malformed
 from kdgen.teachers.http import HttpWire
+from kdgen.teachers.keys import EnvName, check_key, lacks_key
 from kdgen.teachers.models import file_digest
 from kdgen.teachers.openai import read_key
 
@@ -68,7 +69,8 @@ class Vllm(TeacherSpec):
     provider: Literal["vllm"] = "vllm"
     base_url: str | None = None
     base_urls: tuple[str, ...] = Field((), description="servers of one model; each request goes to the least loaded")
-    api_key_env: str = "VLLM_API_KEY"
+    api_key_env: EnvName = "VLLM_API_KEY"
+    api_key_file: str | None = Field(None, description="a file that holds the key alone, instead of a variable")
     concurrency: int = Field(64, ge=1, le=4096, description="requests in flight at most")
     prompt_logprobs: int | None = Field(None, ge=0, description="top-k logprobs of each token of the prompt")
     lora: str | None = None
@@ -94,6 +96,7 @@ class Vllm(TeacherSpec):
 
     def check(self) -> None:
         """A model must be named, a URL must be one, and no field may be without effect."""
+        check_key(self)
         for cause, hint in self._wrong():
             raise UserError(cause, where=self.label, hint=hint)
 
@@ -128,7 +131,9 @@ class Vllm(TeacherSpec):
 
     def needs(self) -> list[str]:
         """vLLM itself, where no server is named. A server's key is optional."""
-        return [] if self.urls or importlib.util.find_spec("vllm") else ["vllm is not installed"]
+        if self.urls:
+            return lacks_key(self) if self.api_key_file is not None else []
+        return [] if importlib.util.find_spec("vllm") else ["vllm is not installed"]
 
     def origin(self) -> dict[str, str]:
         """The model, and the digest of a folder of one's own."""
