@@ -20,6 +20,7 @@ import pytest
 from aiohttp import web
 from server import Answer, Server, chat, start, tasks, write_seeds
 
+from kdgen import terms
 from kdgen.config import load_recipe
 from kdgen.errors import UserError
 from kdgen.teachers.anthropic import Anthropic
@@ -238,6 +239,8 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdgen: Any) -> Callab
             "teachers": {"teacher": {"provider": provider, **teacher, **knobs}},
             "stages": [{"stage": "label", "method": "answer", "prompt": "label/answer"}],
         }
+        if wire.startswith("sdk"):
+            recipe["terms"] = {"openai.api": {"date": str(terms.table().read), "why": "a test"}}
         (tmp_path / "planted.yaml").write_text(json.dumps(recipe))
         write_seeds(tmp_path / "seeds.jsonl", tasks(3))
         said = kdgen("run", "./planted.yaml", "--json", "-o", "out", "--ledger", "ledger.db", *options, *more)
