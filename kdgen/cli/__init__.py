@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kdgen.cli.options import EnvFile, Json, Listing
+
 EXITS = """Exit codes: 0 done · 1 a bug · 2 your mistake, nothing was sent · 3 the endpoint cannot serve this run ·
 4 the budget is reached · 5 a quality gate failed · 6 another run holds the dataset · 7 terms not acknowledged · 75 batches are out ·
 130 interrupted. After 3, 4, 75 and 130 the same command goes on: what was paid is in the ledger."""
@@ -24,32 +26,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _env_file(path: str | None) -> str | None:
-    if path is not None:
-        from pathlib import Path
-
-        from kdgen.teachers.keys import load_env_file
-
-        load_env_file(Path(path))
-    return path
-
-
-EnvFile = Annotated[
-    str | None,
-    typer.Option(
-        "--env-file",
-        metavar="PATH",
-        callback=_env_file,
-        is_eager=True,
-        help="Read keys (NAME=VALUE lines) that the environment lacks from this file.",
-    ),
-]
 recipes_app = typer.Typer(
     help="List the recipes that ship, or print one to start your own from.", rich_markup_mode=None
 )
-teachers_app = typer.Typer(help="List the teachers, or fetch a model for the embedded one.", rich_markup_mode=None)
+teachers_app = typer.Typer(
+    cls=Listing,
+    help="Say what is known of teachers (kdgen teachers SPEC…), or fetch a model for the embedded one.",
+    rich_markup_mode=None,
+)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(teachers_app, name="teachers")
 
@@ -279,13 +263,26 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     work.show_recipe(name)
 
 
-@teachers_app.callback(invoke_without_command=True)
-def teachers(context: typer.Context) -> None:
-    """List the teachers, or fetch a model for the embedded one."""
-    if context.invoked_subcommand is None:
-        from kdgen.cli import work
+@teachers_app.command("list")
+def teachers_list(
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SPEC", help="Teachers as --teacher names them, or recipe files [all kinds]."),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Ask the providers too for their list of models; nothing is billed.")
+    ] = False,
+    prices: PricesFile = None,
+    env_file: EnvFile = None,
+    json_: Json = False,
+) -> None:
+    """Say what is installed and reachable, and what each teacher takes, costs and allows (the default).
 
-        work.list_teachers()
+    A server that a SPEC or recipe names by its address is asked for its list of models. No request is billed.
+    """
+    from kdgen.cli.teachers import teachers
+
+    teachers(specs or (), ask=probe, prices=prices, as_json=json_)
 
 
 @teachers_app.command("pull")
@@ -294,6 +291,23 @@ def teachers_pull(name: Annotated[str, typer.Argument(metavar="NAME")] = "qwen2.
     from kdgen.cli import work
 
     work.pull(name)
+
+
+@app.command()
+def doctor(
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SPEC", help="Teachers, or recipe files, whose servers are asked for their models."),
+    ] = None,
+    ledger: LedgerOpt = ".kdgen/ledger.db",
+    env_file: EnvFile = None,
+    json_: Json = False,
+) -> None:
+    """Look at the whole set-up, one line a check; exit 2 where one fails. Nothing is billed."""
+    from kdgen.cli.doctor import doctor
+
+    if not doctor(specs or (), ledger=ledger, as_json=json_):
+        raise typer.Exit(2)
 
 
 def _version(value: bool) -> None:
