@@ -293,8 +293,8 @@ def teachers_pull(name: Annotated[str, typer.Argument(metavar="NAME")] = "qwen2.
     work.pull(name)
 
 
-@app.command()
-def doctor(
+@app.command("doctor")
+def look(
     specs: Annotated[
         list[str] | None,
         typer.Argument(metavar="SPEC", help="Teachers, or recipe files, whose servers are asked for their models."),
