@@ -40,7 +40,7 @@ TRANSPORT = {
 }
 # What a recipe says beside what its rows are made of.
 NOT_OF_ROWS = {"about", "paper", "teachers", "seeds", "budget", "use", "student", "terms"}
-OWN_FIELDS = {*TeacherSpec.model_fields} - {"provider", "model"}
+OWN_FIELDS = {*TeacherSpec.model_fields} - {"provider", "model", "lacks"}
 
 
 def _seeds(value: object) -> object:

@@ -88,7 +88,7 @@ def describe(
 ) -> dict[str, Any]:
     """All that can be known of a teacher without a billed request. Of a key, where it is looked for and whether it is there."""
     have, install = runtime(spec)
-    taken = spec.accepts()
+    taken = spec.accepts() - set(spec.lacks)
     modes: tuple[Any, ...] = ("online", "batch") if spec.batchable() else ("online",)
     told: dict[str, Any] = {
         **({"role": role} if role else {}),

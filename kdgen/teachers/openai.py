@@ -100,7 +100,9 @@ class OpenAI(TeacherSpec):
         except UserError as error:
             refused = asked._refused()
             why = "; ".join(dict.fromkeys(refused[name] for name in params.over(self).given() if name in refused))
-            raise UserError(f"{error.cause} ({why})", where=error.where, hint=error.hint) from None
+            raise UserError(
+                f"{error.cause} ({why})" if why else error.cause, where=error.where, hint=error.hint
+            ) from None
 
     def request(self, call: Call) -> Request:
         """The wire's own JSON for `call`."""
