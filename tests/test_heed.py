@@ -59,6 +59,10 @@ def run(
         ("Unrecognized request argument supplied: top_k", ["top_k"]),
         ("This response_format type is unavailable now", ["schema"]),
         ("top_logprobs requires logprobs to be set to true", ["logprobs"]),
+        (
+            "Requested sample logprobs of 30, which is greater than max allowed: 20 (parameter=logprobs, value=30)",
+            ["logprobs"],
+        ),
         ("`temperature` is deprecated for this model.", ["temperature"]),
         ("unknown field `reasoning_effort`", ["effort"]),
         ("max_tokens is too large: 99999. This model supports at most 16384 completion tokens", []),

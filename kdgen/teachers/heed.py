@@ -27,7 +27,7 @@ ALWAYS = frozenset("model messages input instructions system stream store n incl
 REFUSED = re.compile(
     r"(?:not|n't|un|no longer)[ -]?(?:be )?support|unrecogni[sz]ed|unknown (?:name|field|param|argument|request)|"
     r"(?:unexpected|extra) (?:keyword|field|argument|input)|not (?:allowed|permitted|implemented|available)|unavailable|"
-    r"(?:not|n't) (?:accept|take|recogni[sz]e)|is deprecated|requires \w+ to be set",
+    r"(?:not|n't) (?:accept|take|recogni[sz]e)|is deprecated|requires \w+ to be set|greater than max allowed",
     re.IGNORECASE,
 )
 LOST = (400, 422, 501)
