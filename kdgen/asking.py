@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from kdgen.config import Recipe
-from kdgen.errors import EndpointError, Rejected
+from kdgen.errors import EndpointError, Rejected, UserError
 from kdgen.prompts import Prompt
 from kdgen.record import Message, Record
 from kdgen.stages import AnyStage, Draw
@@ -66,8 +67,24 @@ class Desk:
     repairs: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
+        self._ready: set[str] = set()
         for role, spec in self.recipe.leaves():
-            self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt)
+            self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt, functools.partial(self.ready, role))
+
+    def ready(self, role: str) -> None:
+        """At a role's first miss: raise UserError where it, or a teacher that may be asked after it, lacks something."""
+        if role in self._ready:
+            return
+        reached = [self.recipe.reach(stage.roles) for stage in self.recipe.stages]
+        first = next(place for place, roles in enumerate(reached) if role in roles)
+        later = dict.fromkeys(each for roles in reached[first:] for each in roles)
+        for each in later:
+            try:
+                self.teachers[each].spec.ready()
+            except UserError as error:
+                self.halt.set(error)
+                raise
+        self._ready.update(later)
 
     async def complete(self, step: Step, role: str, question: Question, request: Request) -> Reply:
         """The reply of a role's teacher, which shows no sign of a parameter that was ignored."""

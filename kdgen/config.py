@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from kdgen.teachers import AnyTeacher, parse_spec
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Budget
 from kdgen.teachers.keys import refuse_keys
+from kdgen.teachers.roles import Cascade
 from kdgen.terms import Ack, Use
 from kdgen.yamls import Key, Source, explain, load_yaml, parse_value
 
@@ -121,7 +123,7 @@ class Recipe(Frozen):
                     spec.batches()
                 if spec.mode == "batch" and self.budget != Budget():
                     cause = "a budget cannot be kept in batches: what they cost is known only when they are back"
-                    raise UserError(cause, where=f"{where}: teachers.{role}", hint="mode: online, or no budget")
+                    raise UserError(cause, where=where(("teachers", role)), hint="mode: online, or no budget")
                 continue
             spec.check(role)
             for member in spec.members:
@@ -130,9 +132,6 @@ class Recipe(Frozen):
                     raise UserError(
                         f"{member!r} is no model of this recipe", where=where(("teachers", role)), hint=hint
                     )
-        for number, stage in enumerate(self.stages):
-            for role in self.reach(stage.roles):
-                models[role].settle(stage.params, f"{where(('stages', number))}: stage {stage.name} asking {role}")
         asked = {role for stage in self.stages for role in (*stage.roles, *self.reach(stage.roles))}
         for role in self.teachers:
             if role not in asked:
@@ -141,6 +140,41 @@ class Recipe(Frozen):
                     where=where(("teachers", role)),
                     hint=f"take it out, or let a stage ask it: `to: {role}`",
                 )
+        self._check_use(where, models)
+        for number, method in enumerate(self.dedupe):
+            explicit = method.against_seeds and "against_seeds" in method.model_fields_set
+            if explicit and not any(stage.consumes for stage in self.stages):
+                cause = "against_seeds has no effect: no stage makes new tasks, so every row is a seed's"
+                raise UserError(cause, where=where(("dedupe", number, "against_seeds")), hint="take it out")
+
+    def _check_use(self, where: Callable[[Key], str], models: dict[str, TeacherSpec]) -> None:
+        """Every teacher takes what its stages ask of it, and nothing that it is set to do is without effect."""
+        repaired, whole = set[str](), set[str]()
+        for number, stage in enumerate(self.stages):
+            asking = f"{where(('stages', number))}: stage {stage.name} asking"
+            settled = {
+                role: models[role].settle(stage.params, f"{asking} {role}")[0] for role in self.reach(stage.roles)
+            }
+            bounded = {role for role, params in settled.items() if params.max_tokens is not None}
+            if self.budget != Budget() and (endless := next((role for role in settled if role not in bounded), "")):
+                cause = f"a budget needs a bound on each reply, and {models[endless].label} has none"
+                hint = f"--set teachers.{endless}.max_tokens=…, or max_tokens in the stage's params"
+                raise UserError(cause, where=f"{asking} {endless}", hint=hint)
+            repaired |= {*self.reach(stage.validates)}
+            whole |= set() if stage.cut_is_fine else bounded
+            for team in (self.teachers[role] for role in stage.roles):
+                if not isinstance(team, Cascade) or team.min_logprob is None:
+                    continue
+                if mute := next((role for role in team.of[:-1] if settled[role].logprobs is None), ""):
+                    cause = f"min_logprob has no effect: {mute} is not asked for logprobs"
+                    raise UserError(cause, where=f"{asking} {mute}", hint=f"--set teachers.{mute}.logprobs=0")
+        for role, spec in models.items():
+            if spec.repairs and role not in repaired:
+                cause = f"repairs has no effect: no stage that asks {role} checks its replies"
+                raise UserError(cause, where=where(("teachers", role, "repairs")), hint="take it out")
+            if spec.on_cut == "retry" and role not in whole:
+                cause = f"on_cut: retry has no effect: no stage that needs whole replies of {role} bounds them"
+                raise UserError(cause, where=where(("teachers", role, "on_cut")), hint="set max_tokens, or take it out")
 
 
 def load_recipe(
@@ -165,6 +199,7 @@ def load_recipe(
         if not equals or not key:
             raise UserError(f"{assignment!r} is not key.path=value", where="--set", hint="--set stages.0.rounds=3")
         source.set(key.split("."), parse_value(text, f"--set {key}"), f"--set {key}")
+    source.check()
     refuse_keys(source)
     _anchor(source.tree, path.parent)
     try:
@@ -177,20 +212,23 @@ def load_recipe(
 
 def _set_teacher(source: Source, spec: str) -> None:
     """`--teacher [ROLE=]SPEC`: another teacher in a role, with the role's sampling parameters kept."""
+    known = source.tree.get("teachers")
+    known = known if isinstance(known, dict) else {}
     role, equals, rest = spec.partition("=")
-    role, spec = (role, rest) if equals and role.isidentifier() else ("teacher", spec)
-    known = source.tree.get("teachers") or {}
+    # A colon begins what a provider takes, and that may hold a "=" of its own.
+    role, spec = (role, rest) if equals and (role in known or ":" not in role) else ("teacher", spec)
     if role not in known:
-        hint = f"the recipe has: {', '.join(known)}"
+        hint = f"the recipe has: {', '.join(map(str, known))}"
         raise UserError(f"the recipe has no role {role!r}", where="--teacher", hint=hint)
-    kept = {name: value for name, value in (known[role] or {}).items() if name in OWN_FIELDS}
+    old = known[role] if isinstance(known[role], dict) else {}
+    kept = {name: value for name, value in old.items() if name in OWN_FIELDS}
     new = parse_spec(spec)
-    if new["provider"] != known[role].get("provider"):
+    if new["provider"] != old.get("provider"):
         kept.pop("concurrency", None)
     if new["provider"] == "scripted":
         new["path"] = str(Path(new["path"]).absolute())
     if _is_file(new):
-        new["model"] = str(Path(new["model"]).expanduser().absolute())
+        new["model"] = str(Path(os.path.expanduser(new["model"])).absolute())
     source.set(["teachers", role], kept | new, "--teacher")
 
 
@@ -208,9 +246,9 @@ def _anchor(tree: dict[str, Any], base: Path) -> None:
             continue
         for field, isfile in (("path", True), ("api_key_file", True), ("model", _is_file(spec))):
             if isfile and isinstance(spec.get(field), str):
-                spec[field] = str(base / Path(spec[field]).expanduser())
+                spec[field] = str(base / os.path.expanduser(spec[field]))
     seeds = tree.get("seeds")
     path = seeds.get("path") if isinstance(seeds, dict) else seeds
     if isinstance(path, str) and path != "-" and not path.startswith("package:") and path not in builtins("seeds"):
-        path = str(base / Path(path).expanduser())
+        path = str(base / os.path.expanduser(path))
         tree["seeds"] = {**seeds, "path": path} if isinstance(seeds, dict) else path

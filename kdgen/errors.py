@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -31,9 +32,31 @@ class UserError(KdgenError):
 
 
 class EndpointError(KdgenError):
-    """The endpoint cannot serve this run; what was paid is in the ledger."""
+    """The endpoint, or the disk, cannot serve this run; what was paid is in the ledger."""
 
     exit_code = 3
+
+
+DISK = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "the quota is used up: free some space",
+    errno.EACCES: "it is not yours to write or read: another place, or other permissions",
+    errno.EPERM: "it is not yours to write or read: another place, or other permissions",
+    errno.EROFS: "nothing can be written there: another place",
+    errno.EIO: "the disk fails: another place",
+    errno.EMFILE: "raise the limit with `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine",
+}
+
+
+def disk_error(error: OSError, path: object = "") -> EndpointError:
+    """What the operating system refuses, as an error that a person can act on."""
+    hint = DISK.get(error.errno or 0, "see to it")
+    return EndpointError(
+        f"the disk does not serve: {error.strerror or error}",
+        where=str(path or error.filename or ""),
+        hint=f"{hint}, then run the same command: what was paid is in the ledger",
+    )
 
 
 class BudgetReached(KdgenError):

@@ -92,6 +92,10 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
         "use": recipe.use,
         "student": recipe.student,
         "terms": [ruling.data() for ruling in run.rulings],
+        "prompts": {
+            prompt.name: {"about": prompt.about, "paper": prompt.paper, "variables": prompt.variables}
+            for prompt in recipe.prompts()
+        },
         "notices": run.desk.notices,
         "hashes": {
             "recipe": recipe.digest,

@@ -8,11 +8,14 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib
+import io
+import json
 import re
 import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -22,6 +25,8 @@ from kdgen.errors import UserError
 from kdgen.resources import did_you_mean
 
 MAX_ROW = 16 * 1024 * 1024
+LEAST, DEEPEST = -(2**63), 200  # a record holds its columns a few levels down, and orjson writes 254
+MAX_JSON = 256 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 UNREADABLE = (OSError, EOFError, zlib.error)
 BARE = re.compile(rb'(?<![\w"])-?(NaN|Infinity)(?![\w"])')
@@ -46,26 +51,59 @@ def suffix_of(path: Path) -> str:
     return suffix
 
 
-def spool_stdin() -> Path:
+@contextmanager
+def spooled_stdin() -> Iterator[Path]:
     """Standard input as a temporary JSONL file, since seeds are read twice."""
-    with tempfile.NamedTemporaryFile("wb", prefix="kdgen-stdin-", suffix=".jsonl", delete=False) as file:
-        while block := sys.stdin.buffer.read(1 << 20):
+    stdin = cast(io.BufferedReader, sys.stdin.buffer)
+    with tempfile.NamedTemporaryFile("wb", prefix="kdgen-stdin-", suffix=".jsonl") as file:
+        while block := stdin.read1(1 << 20):  # `read` would not look at signals before a whole block is in
             file.write(block)
-    return Path(file.name)
+        file.flush()
+        yield Path(file.name)
 
 
 def parsed(item: Any) -> dict[str, Any]:
     """The row as an object. `item` is a line's bytes, an object, or a BadRow that the reader met."""
     if isinstance(item, BadRow):
         raise item
-    if isinstance(item, bytes):
+    line = item if isinstance(item, bytes) else b""
+    if line:
         try:
-            item = orjson.loads(item)
+            item = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise _not_json(item, error) from None
+            raise _not_json(line, error) from None
     if not isinstance(item, dict):
         raise BadRow("the row is not a JSON object", hint='a row looks like {"instruction": "…"}')
+    odd = _odd(item)
+    if odd == "deep":
+        raise BadRow(f"the row is nested deeper than {DEEPEST}", hint="leave that column out")
+    if odd:
+        for name, value in (json.loads(line) if line else item).items():
+            if _odd(value, whole=True):
+                raise BadRow(f"a number in {name!r} is beyond 64 bits", hint="write it in quotes, as a text")
     return item
+
+
+def _odd(value: Any, *, whole: bool = False) -> str:
+    """What JSON can say and kdgen cannot: `deep`, or a `number` that 64 bits cannot hold.
+
+    Of a whole number that large orjson makes a float; with `whole`, only one that is still whole counts.
+    """
+    found, level = "", [value]
+    for _ in range(DEEPEST):
+        below: list[Any] = []
+        for each in level:
+            kind = type(each)
+            if kind is dict:
+                below += each.values()
+            elif kind is list:
+                below += each
+            elif (kind is float and not whole and abs(each) >= 2**63) or (kind is int and not LEAST <= each < 2**64):
+                found = "number"
+        if not below:
+            return found
+        level = below
+    return "deep"
 
 
 def _not_json(line: bytes, error: orjson.JSONDecodeError) -> BadRow:
@@ -126,9 +164,12 @@ def read_json(path: Path) -> Iterator[tuple[int, Any]]:
     """The rows of a JSON file: a list of objects, or an object that holds one such list."""
     try:
         with _open(path) as file:
-            source = _plain(file.read(), path)
+            source = _plain(file.read(MAX_JSON + 1), path)
     except UNREADABLE as error:
         raise _unreadable(error, str(path)) from None
+    if len(source) > MAX_JSON:
+        hint = "a .jsonl is read row by row: jq -c '.[]' FILE.json > FILE.jsonl"
+        raise UserError(f"it is over {MAX_JSON / 1e6:.0f} MB, and a .json is read whole", where=str(path), hint=hint)
     if not source.strip():
         return
     try:
@@ -136,6 +177,7 @@ def read_json(path: Path) -> Iterator[tuple[int, Any]]:
     except orjson.JSONDecodeError as error:
         bad, line = _not_json(source, error), _line_of(source, error.pos)
         raise UserError(bad.cause, where=f"{path}:{line}", hint=bad.hint or "one object a line is a .jsonl") from None
+    rows = json.loads(source) if _odd(rows) == "number" else rows
     if isinstance(rows, dict):
         lists = [value for value in rows.values() if isinstance(value, list)]
         rows = lists[0] if len(lists) == 1 else [rows]

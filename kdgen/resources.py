@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,7 @@ def find(kind: str, name: str, base: Path, where: str = "") -> Path:
     """
     looks_like_path = name.startswith((".", "/", "~")) or Path(name).suffix != ""
     if looks_like_path:
-        path = (base / Path(name).expanduser()).resolve()
+        path = (base / os.path.expanduser(name)).resolve()
         if path.is_file():
             return path
         raise UserError(f"no such file: {path}", where=where, hint=did_you_mean(name, builtins(kind)))

@@ -34,6 +34,7 @@ from kdgen.teachers.dispatch import Halt
 from kdgen.teachers.ledger import Ledger
 from kdgen.terms import Ruling
 
+ROUNDS = 4
 DRY_ROUNDS = 2
 CANDIDATES_PER_TARGET = 20
 LEAST_CALLS, TARGET_PART = 4, 32
@@ -250,7 +251,7 @@ class Run:
         calls = stage.calls or max(LEAST_CALLS, (target or 0) // TARGET_PART)
         cap = stage.max_candidates or (CANDIDATES_PER_TARGET * target if target else None)
         human, made, candidates, dry = Pool(seeds), Pool(), 0, 0
-        for number in range(stage.rounds if target is None else 1 << 30):
+        for number in range(stage.rounds or (ROUNDS if target is None else 1 << 30)):
             jobs = list(stage.plan_pool(human, made, number, calls, step.draw))
             fresh: list[Record] = []
             async with aclosing(

@@ -1,7 +1,8 @@
 """Reading seeds: one pass that checks every row and sends nothing, then a second that streams records.
 
-Row shapes recognised, in this order: a `map` of the user's, `instruction[/input/output]`, `prompt`,
-`question/answer`, `messages`, `conversations`, `text`. Columns that no shape uses are carried along.
+Row shapes recognised, in this order: a `map` of the user's that says where the task is, `instruction[/input/output]`,
+`prompt`, `question/answer`, `messages`, `conversations`, `text`. What else a map names comes over the shape's own;
+columns that nothing uses are carried along.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pydantic
 from pydantic import ValidationError
 
 from kdgen.errors import UserError
@@ -19,6 +21,7 @@ from kdgen.record import BLANK, Frozen, Message, Record, Reject, Row, digest
 from kdgen.resources import did_you_mean
 
 FIELDS = ("id", "instruction", "input", "output", "reasoning", "system", "text", "messages")
+MAIN = {"instruction", "text", "messages"}
 Field = Literal["id", "instruction", "input", "output", "reasoning", "system", "text", "messages"]
 ALIASES = {"question": "instruction", "prompt": "instruction", "answer": "output", "response": "output"}
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -39,7 +42,7 @@ class Seeds(Frozen):
     path: str
     map: dict[Field, str] = {}
     on_bad: Literal["fail", "skip"] = "fail"
-    limit: int | None = None
+    limit: int | None = pydantic.Field(None, ge=1)
 
 
 class Scan(NamedTuple):
@@ -153,10 +156,15 @@ def _firsts(spec: Seeds, path: Path, wanted: set[int]) -> dict[int, int]:
 def _record(spec: Seeds, item: Any) -> tuple[Record, bool]:
     """The record of one raw row, and whether its id is the user's. Raises BadRow."""
     row = parsed(item)
-    fields, used = _mapped(spec.map, row) if spec.map else _recognised(row)
-    messages = fields.pop("messages", None)
-    if messages is not None:
-        fields |= _conversation(messages)
+    mapped, used = _mapped(spec.map, row) if spec.map else ({}, set[str]())
+    fields: dict[str, Any] = {}
+    if not MAIN & spec.map.keys():
+        fields, more = _recognised({name: value for name, value in row.items() if name not in used} if used else row)
+        used |= more
+    for part in (fields, mapped):
+        if (messages := part.pop("messages", None)) is not None:
+            fields |= _conversation(messages)
+    fields |= mapped
     content = {name: _text(name, value) for name, value in fields.items() if name not in ("id", "history")}
     if not content.get("instruction", "").strip() and not content.get("text", "").strip():
         raise BadRow("the row has no text", hint="an empty instruction asks nothing; remove the row")

@@ -17,13 +17,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from kdgen.errors import DatasetBusy, UserError
+from kdgen.errors import DatasetBusy, UserError, disk_error
 from kdgen.record import Record, Reject
 
 FILES = ("data.jsonl", "records.jsonl", "rejects.jsonl", "manifest.json", "README.md")
@@ -42,8 +42,9 @@ class Staging:
         self.folder = folder
         self._files: dict[str, BinaryIO] = {}
         self._sums = {name: hashlib.sha256() for name in FILES[:3]}
-        for name in FILES[:3]:
-            self._files[name] = (folder / name).open("wb", buffering=1 << 18)
+        with writing(folder):
+            for name in FILES[:3]:
+                self._files[name] = (folder / name).open("wb", buffering=1 << 18)
 
     def row(self, record: Record, row: dict[str, Any]) -> None:
         """Add an accepted record and its exported row."""
@@ -55,21 +56,26 @@ class Staging:
         self._write("rejects.jsonl", dumps(reject.__dict__))
 
     def _write(self, name: str, line: bytes) -> None:
-        self._files[name].write(line)
+        try:
+            self._files[name].write(line)
+        except OSError as error:
+            raise disk_error(error, self.folder) from None
         self._sums[name].update(line)
 
     def close(self) -> dict[str, str]:
         """Bring the rows to disk; the SHA-256 of each file."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        with writing(self.folder):
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
         return {name: made.hexdigest() for name, made in self._sums.items()}
 
     def discard(self) -> None:
         """Let go of the files, written out or not."""
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # what is not written out is not wanted
+                file.close()
 
     def text(self, name: str, content: str) -> None:
         """Add a small file whole."""
@@ -96,49 +102,69 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.folder / ".kdgen.lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"cannot write there: {error.strerror}", where=str(self.folder)) from None
+            raise self._refused(error) from None
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(lock, 200).decode("utf-8", "replace").strip() or "another run"
-                raise DatasetBusy(
-                    f"{holder} holds this dataset",
-                    where=str(self.folder),
-                    hint="wait for it, or write elsewhere: -o DIR",
-                ) from None
-            os.ftruncate(lock, 0)
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            os.pwrite(lock, f"process {os.getpid()} (since {since})".encode(), 0)
+            self._hold(lock)
             yield
         finally:
             os.close(lock)
 
+    def _hold(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.pwrite(lock, f"process {os.getpid()} (since {since})".encode(), 0)
+        except BlockingIOError:
+            holder = os.read(lock, 200).decode("utf-8", "replace").strip() or "another run"
+            raise DatasetBusy(
+                f"{holder} holds this dataset",
+                where=str(self.folder),
+                hint="wait for it, or write elsewhere: -o DIR",
+            ) from None
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> UserError:
+        hint = "name another folder with -o DIR"
+        return UserError(f"cannot write there: {error.strerror}", where=str(self.folder), hint=hint)
+
     @contextmanager
     def staging(self) -> Iterator[Staging]:
         """A new version to write to; removed unless it was published."""
-        self.versions.mkdir(exist_ok=True)
-        # What a kill left behind: nobody else can be writing here, the dataset is held.
-        for leftover in self.versions.glob(".next-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        for leftover in (*self.folder.glob(".*.next"), *self.versions.glob("*/.*.next")):
-            leftover.unlink(missing_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".next-", dir=self.versions))
-        staging = Staging(folder)
+        with writing(self.folder):
+            self.versions.mkdir(exist_ok=True)
+            # What a kill left behind: nobody else can be writing here, the dataset is held.
+            for leftover in self.versions.glob(".next-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in (*self.folder.glob(".*.next"), *self.versions.glob("*/.*.next")):
+                leftover.unlink(missing_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=".next-", dir=self.versions))
         try:
-            yield staging
+            staging = Staging(folder)
+            try:
+                yield staging
+            finally:
+                staging.discard()
         finally:
-            staging.discard()
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, staging: Staging, sums: dict[str, str], manifest: str, card: str) -> None:
         """Make the staged version the one that readers see, in one rename."""
+        with writing(self.folder):
+            self._publish(staging, sums, manifest, card)
+
+    def _publish(self, staging: Staging, sums: dict[str, str], manifest: str, card: str) -> None:
         name = hashlib.sha256(orjson.dumps([sorted(sums.items()), card])).hexdigest()[:16]
         target = self.versions / name
         staging.text("README.md", card)
         staging.text("manifest.json", manifest)
         if target.is_dir():
-            # The same rows again: only the manifest, which counts this run's requests, is new.
+            # The same rows again: only the manifest, which counts this run's requests, is new, and what was damaged.
+            for file, sum_ in {**sums, "README.md": hashlib.sha256(card.encode()).hexdigest()}.items():
+                if sha256_of(target / file) != sum_:
+                    (staging.folder / file).replace(target / file)
+            sync_folder(target)
             write_atomically(target / "manifest.json", manifest.encode())
         else:
             staging.folder.chmod(0o755)
@@ -154,6 +180,24 @@ class Store:
         old = sorted(others, key=lambda path: path.stat().st_mtime)
         for path in old[: max(0, len(old) - KEEP + 1)]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in which folder it was that the disk refused."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, folder) from None
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, or nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def link(path: Path, target: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -60,6 +61,33 @@ class Source:
         for old in [line for line in self.lines if line[: len(done)] == done]:
             del self.lines[old]
         self.lines[done] = origin
+
+    def check(self) -> None:
+        """Raise UserError for a value that JSON, and so no request, hash or manifest, can hold."""
+        waiting: list[tuple[Key, Any]] = [((), self.tree)]
+        while waiting:
+            key, value = waiting.pop()
+            if isinstance(value, dict):
+                waiting += [((*key, name), below) for name, below in value.items()]
+            elif isinstance(value, list):
+                waiting += [((*key, place), below) for place, below in enumerate(value)]
+            elif wrong := _unfit(value):
+                raise UserError(f"{'.'.join(map(str, key))} is {wrong}", where=self.where(key))
+
+
+def _unfit(value: Any) -> str:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a number beyond 64 bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "no finite number"
+    if isinstance(value, str):
+        if "\0" in value:
+            return "a text with a NUL in it"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "no UTF-8"
+    return ""
 
 
 def parse_value(text: str, where: str) -> Any:

@@ -19,6 +19,7 @@ from kdgen.teachers.base import Call, Fault, Params, Raw, Request
 
 __all__ = ["listener"]
 CALL = Call(ASKED, Params())
+KEYED = {"api_key_env": "ANTHROPIC_API_KEY"}
 
 
 class Grade(BaseModel):
@@ -55,7 +56,8 @@ def test_it_sends_the_hashed_bytes_and_reads_the_reply() -> None:
     hidden = {"type": "redacted_thinking", "data": "zzz"}
     with answers(message(thought, hidden, text("A sea"), text(" inlet."))) as server:
         # The address may end in /v1 or not: OpenAI's does, Anthropic's does not.
-        spec = Anthropic(model="claude-haiku-5-5", base_url=server.url, cache="1h", thinking="adaptive", effort="low")
+        fields = {"cache": "1h", "thinking": "adaptive", "effort": "low"} | KEYED
+        spec = Anthropic.model_validate({"model": "claude-haiku-5-5", "base_url": server.url, **fields})
         params = settled(spec, stop=("\n\n",))[0]
         call = Call([*ASKED, {"role": "assistant", "content": "Hm?"}, {"role": "user", "content": "Well?"}], params)
         reply = ask(spec, call)
@@ -88,12 +90,15 @@ def test_its_own_address_is_the_sdks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert json.loads(server.bodies[0])["max_tokens"] == 64000
 
 
-def test_a_server_without_a_key_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ANTHROPIC_API_KEY")
+def test_a_server_gets_a_key_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", KEY)
     with answers(message(text("Hi."))) as server:
         assert ask(Anthropic(model="m", base_url=server.url), CALL).text == "Hi."
         assert not {"authorization", "x-api-key"} & {name.lower() for name in server.headers[0]}
+        assert KEY not in str(server.headers)
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    with pytest.raises(UserError, match="ANTHROPIC_API_KEY is not set"):
+        Anthropic(model="m", base_url="http://127.0.0.1:9", **KEYED).connect()
     with pytest.raises(UserError, match="ANTHROPIC_API_KEY is not set"):
         Anthropic(model="claude-opus-5").connect()
 
@@ -200,7 +205,7 @@ def test_errors_are_classed_and_hold_no_key(status: int, kind: str, code: str, e
         body["error"]["details"] = {"error_code": code}  # type: ignore[index]
     with answers(Answer(status=status, raw=json.dumps(body).encode(), headers={"retry-after": "2"})) as server:
         with pytest.raises(Fault) as found:
-            ask(Anthropic(model="m", base_url=server.url), CALL)
+            ask(Anthropic(model="m", base_url=server.url, **KEYED), CALL)
         assert len(server.bodies) == 1, "the SDK retried"
     assert (found.value.kind, found.value.status, found.value.billed) == (error, status, False)
     assert found.value.retry_after == (2 if error in ("rate", "transient") else None)
@@ -291,7 +296,7 @@ def test_fields_without_effect_are_errors() -> None:
 
 
 def test_a_real_server(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = Anthropic(model="smollm2", base_url=listener.url, cache="5m", max_tokens=12)
+    spec = Anthropic(model="smollm2", base_url=listener.url, cache="5m", max_tokens=12, **KEYED)
     reply = ask(spec, CALL)
     assert reply.text and reply.finish in ("stop", "length") and reply.usage.input > 5 and 0 < reply.usage.output <= 12
     again = ask(spec, CALL)

@@ -65,6 +65,31 @@ SEEDS: list[tuple[str, str, bytes, tuple[str, ...]]] = [
         ("s.jsonl:1", "no user turn"),
     ),
     ("bad_turn", "s.jsonl", b'{"messages": [{"role": "robot", "content": "x"}]}\n', ("s.jsonl:1", "turn 1")),
+    (
+        "big_number",
+        "s.jsonl",
+        b'{"instruction": "x", "n": 99999999999999999999}\n',
+        ("s.jsonl:1", "'n' is beyond 64", "quotes"),
+    ),
+    (
+        "big_number_below",
+        "s.jsonl",
+        b'{"instruction": "x", "n": [{"a": -9223372036854775809}]}\n',
+        ("s.jsonl:1", "'n' is beyond"),
+    ),
+    ("big_id", "s.jsonl", b'{"instruction": "x", "id": 99999999999999999999}\n', ("s.jsonl:1", "'id' is beyond 64")),
+    (
+        "big_in_json",
+        "s.json",
+        b'[{"instruction": "x"}, {"instruction": "y", "n": 18446744073709551616}]',
+        ("row 2", "'n' is beyond"),
+    ),
+    (
+        "deep",
+        "s.jsonl",
+        b'{"instruction": "x", "id": "a", "n": ' + b"[" * 252 + b"]" * 252 + b"}\n",
+        ("s.jsonl:1", "nested deeper"),
+    ),
     ("csv_cells", "s.csv", b"instruction,input\nx,y\nz\n", ("s.csv:3", "1 cells")),
     ("csv_utf8", "s.csv", b"instruction\ncaf\xe9\n", ("s.csv", "UTF-8")),
     ("json_syntax", "s.json", b'[{"instruction": "x"},\n{]', ("s.json:2",)),
@@ -121,11 +146,36 @@ OPTIONS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("no_script", ("-t", "scripted:none.jsonl"), ("none.jsonl", "cannot read")),
     ("param", ("--set", "stages.0.params.effort=high", "-t", "local"), ("does not take effort", "unsupported=drop")),
     ("no_batches", ("--set", "teachers.teacher.mode=batch"), ("has no batches",)),
+    ("map_is_a_second_task", ("--map", "output=gold"), ("s.jsonl:1", "no column 'gold'")),
     (
         "budget_of_batches",
         ("-t", "openai:Qwen3-8B@http://127.0.0.1:9/v1", "--set", "teachers.teacher.mode=batch", "--budget-tokens", "9"),
-        ("a budget cannot be kept in batches",),
+        ("--teacher: a budget cannot be kept in batches",),
     ),
+    ("seed_of_65_bits", ("--set", "seed=18446744073709551616"), ("--set seed", "seed is a number beyond 64 bits")),
+    ("target_of_65_bits", ("--target", "18446744073709551616"), ("the command line", "target is a number beyond")),
+    ("limit_of_65_bits", ("--limit", "9223372036854775808"), ("the command line", "seeds.limit is a number beyond")),
+    ("teachers_seed", ("--set", "teachers.teacher.seed=-9223372036854775809"), ("beyond 64 bits",)),
+    (
+        "extra",
+        ("--set", "teachers.teacher={provider: openai, extra: {k: [1, 18446744073709551616]}}"),
+        ("extra.k.1", "beyond"),
+    ),
+    ("not_finite", ("--set", "budget.usd=.inf"), ("--set budget.usd", "no finite number")),
+    ("not_utf8", ("--map", "input=\udce9"), ("seeds.map.input is no UTF-8",)),
+    ("budget_tokens", ("--set", "budget.tokens=-5"), ("--set budget.tokens", "greater than or equal to 0")),
+    ("budget_usd", ("--set", "budget.usd=-0.5"), ("--set budget.usd", "greater than or equal to 0")),
+    ("limit_0", ("--set", "seeds.limit=0"), ("--set seeds.limit", "greater than or equal to 1")),
+    ("ftp", ("-t", "openai:m@ftp://u:secret@h/v1"), ("--teacher", "no address of a server", "http://")),
+    ("no_scheme", ("-t", "openai:m@localhost:8000/v1"), ("--teacher", "no address of a server", "http://")),
+    ("two_dots", ("-t", "openai:m@http://a..b/v1"), ("'http://a..b/v1' is not a URL", "http://HOST:PORT/v1")),
+    ("no_host", ("-t", "anthropic:m@http://"), ("is not a URL",)),
+    ("spaces", ("-t", "vllm:m@http://h /v1"), ("is not a URL",)),
+    ("port", ("-t", "vllm:m@http://h:99999/v1"), ("is not a URL",)),
+    ("query", ("-t", "openai:m@http://h/v1?key=secret"), ("base_url has a query",)),
+    ("password", ("-t", "openai:m@http://u:secret@h/v1"), ("holds a user name or a password", "api_key_env: MY_KEY")),
+    ("no_home", ("-t", "local:~nobody-here/x.gguf"), ("cannot be read",)),
+    ("script_folder", ("-t", "scripted:out-of-it"), ("out-of-it", "cannot read the replies: Is a directory")),
     ("two_outputs", ("-o", "-", "--json"), ("both want stdout",)),
     ("method", ("--method", "anser"), ("--method", "did you mean answer")),
     ("stage_role", ("--set", "stages.0.to=judge"), ("asks 'judge'", "teachers has: teacher")),
@@ -136,7 +186,10 @@ OPTIONS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
 def test_bad_options(
     label: Callable[..., Any], tmp_path: Path, options: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
-    refused(label("s.jsonl", GOOD, *options), tmp_path, *parts)
+    (tmp_path / "out-of-it").mkdir()
+    said = label("s.jsonl", GOOD, *options)
+    refused(said, tmp_path, *parts)
+    assert "secret" not in said.err
 
 
 RECIPES: list[tuple[str, str, str, tuple[str, ...]]] = [
@@ -150,6 +203,12 @@ RECIPES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("no_stage", "stages:\n  - {stage: label, method: answer, prompt: label/answer}\n", "", ("stages is missing",)),
     ("no_prompt", "label/answer}", "label/anser}", ("did you mean label/answer",)),
     ("value", "provider: scripted", "provider: scripted, temperature: 9", ("mine.yaml:3", "less than or equal to 2")),
+    (
+        "team_of_text",
+        "{provider: scripted, path: teacher.rules.jsonl}",
+        "scripted",
+        ("mine.yaml:3", "a mapping belongs here"),
+    ),
     ("filter", "name: mine", "name: mine\nfilters: [{filter: lenght}]", ("mine.yaml:2", "did you mean length")),
 ]
 
@@ -163,6 +222,44 @@ def test_bad_recipes(
     (tmp_path / "mine.yaml").write_text(RECIPE.replace(old, new))
     for command in (("run", "./mine.yaml", "--seeds", "s.jsonl", "-o", "out"), ("check", "./mine.yaml")):
         refused(kdgen(*command), tmp_path, *parts)
+
+
+@pytest.mark.parametrize("given", ["scripted", "", "{}", "[a]"])
+def test_a_teacher_takes_the_place_of_what_is_none(
+    kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path, given: str
+) -> None:
+    (tmp_path / "s.jsonl").write_text(GOOD)
+    (tmp_path / "mine.yaml").write_text(RECIPE.replace("{provider: scripted, path: teacher.rules.jsonl}", given))
+    said = kdgen("run", "./mine.yaml", "--seeds", "s.jsonl", "-o", "out", "--ledger", "ledger.db", "-t", script())
+    assert said.code == 0, said.err
+
+
+def test_a_role_may_have_a_hyphen(kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text(GOOD)
+    (tmp_path / "mine.yaml").write_text(
+        RECIPE.replace("teacher:", "my-judge:").replace("label/answer}", "label/answer, to: my-judge}")
+    )
+    asked = ("run", "./mine.yaml", "--seeds", "s.jsonl", "-o", "out", "--ledger", "ledger.db", "-t")
+    assert kdgen(*asked, f"my-judge={script(name='a=b')}").code == 0
+    refused(
+        kdgen(*asked, "my-jugde=local", "-o", "other"),
+        tmp_path / "other",
+        "no role 'my-jugde'",
+        "the recipe has: my-judge",
+    )
+
+
+SCRIPTS = [
+    ("group", {"regex": "x", "reply": "\\1"}, "t.jsonl:2: reply: invalid group reference 1"),
+    ("name", {"regex": "x", "reply": "\\g<n>"}, "t.jsonl:2: reply: unknown group name 'n'"),
+    ("escape", {"regex": "x", "reply": "\\d"}, "t.jsonl:2: reply: bad escape"),
+]
+
+
+@pytest.mark.parametrize(("rule", "part"), [case[1:] for case in SCRIPTS], ids=[case[0] for case in SCRIPTS])
+def test_bad_scripts(label: Callable[..., Any], tmp_path: Path, rule: dict[str, str], part: str) -> None:
+    (tmp_path / "t.jsonl").write_text('{"contains": "y", "reply": "\\\\1"}\n' + json.dumps(rule) + "\n")
+    refused(label("s.jsonl", GOOD, "-t", "scripted:t.jsonl"), tmp_path, part)
 
 
 PROMPTS: list[tuple[str, str, str, tuple[str, ...]]] = [

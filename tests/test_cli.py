@@ -206,7 +206,7 @@ def test_a_folder_with_other_files_is_left_alone(label: Callable[..., Any], tmp_
 def test_a_ledger_that_is_none(label: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_text("not a database, but more than a few bytes of text" * 99)
     said = label("s.jsonl", SEEDS)
-    assert said.code == 2 and "ledger.db: the ledger cannot be opened" in said.err and "hint: name another" in said.err
+    assert said.code == 2 and "ledger.db: the file is no ledger" in said.err and "hint: name another" in said.err
     assert not (tmp_path / "out/data.jsonl").exists()
 
 
@@ -223,6 +223,7 @@ def test_openai_needs_a_key_only_for_what_the_ledger_lacks(
     wire = FakeWire()
     with monkeypatch.context() as patched:
         patched.setattr(OpenAI, "connect", wire.open)
+        patched.setenv("OPENAI_API_KEY", "sk-planted")
         assert kdgen(*base).code == 0
     assert len(wire.requests) == 2
     rows = (tmp_path / "out/data.jsonl").read_bytes()

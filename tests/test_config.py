@@ -191,7 +191,8 @@ def test_bad_scripts(kdgen: Callable[..., Any], folder: Path, rules: str, said: 
 def test_set_reaches_every_place(folder: Path) -> None:
     sets = [
         "stages.0.existing=replace", "filters=[]", "target=7", "export.reasoning=think", "stages.0.params.temperature=0.5",
-        "budget.tokens=9", "seeds=s.jsonl", "seeds.limit=3", "about='a: b=c'", "dedupe.0.fields=[output]",
+        "budget={tokens: 9}", "teachers.teacher.max_tokens=5", "seeds=s.jsonl",
+        "seeds.limit=3", "about='a: b=c'", "dedupe.0.fields=[output]",
     ]  # fmt: skip
     made = load_recipe("mine.yaml", sets=sets)
     assert made.stages[0].model_dump()["existing"] == "replace" and made.filters == () and made.target == 7
@@ -219,10 +220,11 @@ def test_the_digest_follows_what_can_change_a_row(folder: Path) -> None:
         "about=other",
         "teachers.teacher.concurrency=3",
         "teachers.teacher.timeout=5",
-        "budget.tokens=9",
         "seeds=s.jsonl",
     ):
         assert digest_with(sets=[same]) == plain, same
+    bounded = "teachers.teacher.max_tokens=5"
+    assert digest_with(sets=[bounded, "budget.tokens=9"]) == digest_with(sets=[bounded])
     changes = (
         "seed=1",
         "target=3",

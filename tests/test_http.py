@@ -40,6 +40,7 @@ from kdgen.teachers.local import Local
 from kdgen.teachers.scripted import Scripted
 
 KEY = "sk-planted-7f3a9c0d51e24b68"
+NAMED = "teachers.teacher.api_key_env=OPENAI_API_KEY"
 
 
 @pytest.fixture
@@ -225,8 +226,8 @@ ODD: list[tuple[Any, str, str]] = [
 def test_an_odd_reply_ends_its_record_alone_in_every_run(tmp_path: Path, message: Any, finish: Any, end: str) -> None:
     body = {"choices": [{"message": message, "finish_reason": finish}], "model": 7}
     with Server(one_bad(Answer(raw=json.dumps(body).encode()))) as server:
-        made = label(tmp_path, server, 4, "teachers.teacher.repairs=1")
-        again = label(tmp_path, server, 4, "teachers.teacher.repairs=1")
+        made = label(tmp_path, server, 4)
+        again = label(tmp_path, server, 4)
     assert made.error is None and again.error is None and again.files == made.files
     assert len(server.bodies) == 4, "what was paid is asked again"
     (odd,) = [row for row in made.rows() if row["id"] != "s" and "number 3 " in row["instruction"]] or made.rows(
@@ -392,7 +393,7 @@ def test_a_key_is_written_nowhere(tmp_path: Path, stop: bool, own: bool) -> None
             "--ledger",
             "ledger.db",
             "--json",
-            *(() if own else ACK),
+            *(("--set", NAMED) if own else ACK),
         ]
         done = kdgen(*asked, cwd=tmp_path, OPENAI_API_KEY=KEY, OPENAI_BASE_URL=server.url)
     assert done.returncode == (3 if stop else 0), done.stderr
@@ -418,7 +419,8 @@ def test_the_sdk_wire_reads_faults_as_the_lean_wire_does(
             monkeypatch.setenv("OPENAI_BASE_URL", server.url)
             seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(5))
             teacher = f"openai:Qwen3-8B@{server.url}" if own else "openai:Qwen3-8B"
-            made = make("label", seeds, "-t", teacher, *(() if own else ACK), folder=tmp_path / f"own-{own}")
+            more = ("--set", NAMED) if own else ACK
+            made = make("label", seeds, "-t", teacher, *more, folder=tmp_path / f"own-{own}")
             rejects = [(row["reason"], row["detail"]) for row in made.rows("rejects.jsonl")]
             ends.append((str(made.error), made.manifest.get("counts"), rejects, server.repeats(), server.paths[0]))
     assert ends[0] == ends[1]
@@ -664,9 +666,22 @@ def test_the_key_comes_from_the_named_variable(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MY_KEY", "two")
     with Server() as server:
         label(tmp_path, server, 1, name="a")
-        label(tmp_path, server, 1, "teachers.teacher.api_key_env=MY_KEY", name="b")
-        label(tmp_path, server, 1, "teachers.teacher.api_key_env=NOT_SET", name="c")
-    assert [headers.get("Authorization") for headers in server.headers] == ["Bearer one", "Bearer two", None]
+        label(tmp_path, server, 1, NAMED, name="b")
+        label(tmp_path, server, 1, "teachers.teacher.api_key_env=MY_KEY", name="c")
+        made = label(tmp_path, server, 1, "teachers.teacher.api_key_env=NOT_SET", name="d")
+    assert isinstance(made.error, UserError) and "NOT_SET is not set" in str(made.error)
+    assert [headers.get("Authorization") for headers in server.headers] == [None, "Bearer one", "Bearer two"], (
+        "a server of the user's own is sent a key only where the recipe names its variable"
+    )
+
+
+def test_a_server_that_wants_a_key_says_how_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with Server(lambda body, seen: Answer("no key", status=401)) as server:
+        error = label(tmp_path, server, 1, name="a").error
+        named = label(tmp_path, server, 1, NAMED, name="b").error
+    assert isinstance(error, EndpointError) and "--set teachers.ROLE.api_key_env=NAME" in error.hint
+    assert isinstance(named, EndpointError) and "check the API key" in named.hint
 
 
 def test_the_key_comes_from_the_named_file(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import pytest
 from pydantic import BaseModel
 from server import FakeWire, echo_answer
 
+from kdgen.asking import JobAsk
 from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.errors import UserError
 from kdgen.export import Alpaca, Messages, ShareGPT
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
+from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.evol import Evol
@@ -24,6 +26,7 @@ from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.teachers.base import Call, Params
 from kdgen.teachers.bill import Bill, Budget
 from kdgen.teachers.openai import OpenAI
+from kdgen.teachers.roles import Cascade, Pool
 
 SEEDS = [
     {
@@ -50,7 +53,7 @@ RULES = [
     {"contains": "Repeat me", "reply": "Repeat me"},
     {"contains": "sorry", "reply": "Well, all said and done, I'm sorry, I cannot."},
     {"contains": "somebody else", "reply": "Explain {digest} in three steps"},
-    {"reply": "First this is so.\nAnswer: it is {digest}"},
+    {"reply": "First this is so.\nAnswer: it is {digest}", "logprobs": [{"token": "First", "logprob": -2.5}]},
 ]
 LABEL = {"stages": [{"stage": "label", "method": "answer", "prompt": "label/answer"}]}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
@@ -72,6 +75,9 @@ EVOL = {
         }
     ]
 }
+MODELS = {name: {"provider": "scripted", "path": "r.jsonl", "model": name, "logprobs": 0} for name in ("one", "two")}
+POOL = {**LABEL, "teachers": {**MODELS, "teacher": {"provider": "pool", "of": {"one": 1, "two": 1}}}}
+CASCADE = {**LABEL, "teachers": {**MODELS, "teacher": {"provider": "cascade", "of": ["one", "two"]}}}
 S, T = "stages.0.", "teachers.teacher."
 # (piece, base recipe, {field: what --set makes of it}); a list of several settings flips them together.
 KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
@@ -103,6 +109,16 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "map": "seeds.map.instruction=q",
             "on_bad": "seeds={path: bad.jsonl, on_bad: skip}",
             "limit": "seeds.limit=2",
+        },
+    ),
+    (Pool, POOL, {"of": T + "of={one: 1, two: 1000}"}),
+    (
+        Cascade,
+        CASCADE,
+        {
+            "of": T + "of=[two, one]",
+            "escalate": T + "escalate=[{filter: length, field: output, min_words: 99}]",
+            "min_logprob": T + "min_logprob=-1",
         },
     ),
     (Budget, LABEL, {"tokens": "budget.tokens=150", "month_tokens": "budget.month_tokens=150"}),
@@ -315,6 +331,55 @@ def test_a_cap_in_usd_needs_a_price() -> None:
     with pytest.raises(UserError, match="no price is known"):
         asyncio.run(Bill(Budget(usd=1.0)).reserve(spec, request))
     asyncio.run(Bill(Budget()).reserve(spec, request))
+
+
+PROMPT = """---
+about: what it asks
+paper: a paper
+variables:
+  instruction: the task
+---
+[[user]]
+{{ instruction }}
+"""
+FRONT = {"about": ("what it asks", "other"), "paper": ("a paper", "other"), "variables": ("the task", "other")}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...]], tmp_path: Path, key: str) -> None:
+    seen = []
+    for text in (PROMPT, PROMPT.replace(*FRONT[key])):
+        (tmp_path / "p.md").write_text(text)
+        seen.append(observe({"stages": [{"stage": "label", "method": "answer", "prompt": "./p.md"}]}))
+    assert seen[0] != seen[1] and seen[0][0] == seen[1][0] == 0
+
+
+@pytest.mark.parametrize("base", [LABEL, RATIONALE, EXPAND, EVOL], ids=["answer", "rationale", "expand", "evol"])
+def test_what_a_stage_says_of_its_replies_is_so(
+    observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]
+) -> None:
+    """`validates` and `cut_is_fine` decide which teacher's fields count as without effect."""
+    validated, whole, plain = dict[str, set[str]](), dict[str, bool](), JobAsk.__call__
+
+    async def spy(self: JobAsk, prompt: Any, /, **options: Any) -> Any:
+        stage = self._step.stage
+        checked = validated.setdefault(stage.name, set())
+        if options.get("schema") or options.get("check"):
+            checked.add(options.get("to") or stage.to)
+        whole[stage.name] = whole.get(stage.name, False) or not options.get("partial")
+        stages[stage.name] = stage
+        return await plain(self, prompt, **options)
+
+    stages: dict[str, Any] = {}
+    monkeypatch.setattr(JobAsk, "__call__", spy)
+    judge = {"provider": "scripted", "path": "r.jsonl", "model": "judge"}
+    team = {"teacher": {"provider": "scripted", "path": "r.jsonl", "max_tokens": 100}}
+    if base is EVOL:
+        base = {"stages": [{**base["stages"][0], "judge": "judge"}], "teachers": {**team, "judge": judge}}
+    assert observe(base)[0] == 0
+    assert stages
+    for name, stage in stages.items():
+        assert (stage.validates, stage.cut_is_fine) == (validated[name], not whole[name]), name
 
 
 TEACHER = {

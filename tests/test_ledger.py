@@ -159,7 +159,7 @@ def test_who_waits_for_an_owner_that_dies_takes_over(tmp_path: Path) -> None:
         run(go())
 
 
-@pytest.mark.parametrize("kind", ["text", "garbage", "folder", "newer", "cut", "other-database"])
+@pytest.mark.parametrize("kind", ["text", "garbage", "folder", "newer", "cut", "other", "wal", "signed"])
 def test_a_file_that_is_no_ledger_is_the_users_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -176,9 +176,13 @@ def test_a_file_that_is_no_ledger_is_the_users_mistake(
             content = bytearray(path.read_bytes())
             content[4096:] = b"\xaa" * (len(content) - 4096)
             path.write_bytes(content)
-    elif kind == "other-database":
+    elif kind in ("other", "wal", "signed"):
         with sqlite3.connect(path) as db:
+            db.execute(f"PRAGMA journal_mode={'WAL' if kind == 'wal' else 'DELETE'}")
             db.execute("CREATE TABLE calls (name TEXT)")
+            if kind == "signed":
+                db.execute("CREATE TABLE claims (name TEXT)")
+                db.execute("PRAGMA application_id=7")
         db.close()
     else:
         path.write_bytes(b"these are my notes\n" * 400 if kind == "text" else os.urandom(9000))
@@ -193,8 +197,21 @@ def test_a_file_that_is_no_ledger_is_the_users_mistake(
     assert str(path) in str(made.error)
     assert made.error.hint
     assert wire.requests == []
-    if kind in ("text", "garbage", "newer"):
+    if kind not in ("folder", "cut"):
         assert path.read_bytes() == before, "a file that is not kdgen's was changed"
+        assert list(tmp_path.glob("ledger.db?*")) == []
+
+
+def test_a_ledger_of_before_it_was_signed_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    run(filled(path, 3))
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA application_id=0")
+    db.close()
+    run(filled(path, 3))
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA application_id").fetchone()[0] == 0x6B646765
+    db.close()
 
 
 async def filled(path: Path, count: int) -> None:

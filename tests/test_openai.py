@@ -397,7 +397,9 @@ def test_a_real_server(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", f"{listener.url}/v1")
-    spec = OpenAI(model="smollm2", api=api, base_url=None if sdk else f"{listener.url}/v1")
+    spec = OpenAI(
+        model="smollm2", api=api, base_url=None if sdk else f"{listener.url}/v1", api_key_env="OPENAI_API_KEY"
+    )
     reply = ask(spec, Call(ASKED, Params(max_tokens=12, temperature=0.0)))
     assert reply.text and reply.finish in ("stop", "length") and reply.usage.input > 5 and 0 < reply.usage.output <= 12
     monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key-0123456789")
@@ -411,6 +413,6 @@ def test_a_real_server_keeps_to_a_strict_schema(listener: Listener, monkeypatch:
     monkeypatch.setenv("OPENAI_BASE_URL", f"{listener.url}/v1")
     for base in (None, f"{listener.url}/v1"):
         call = Call(ASKED, Params(max_tokens=400, temperature=0.0, logprobs=2), Grade.model_json_schema())
-        reply = ask(OpenAI(model="smollm2", base_url=base), call)
+        reply = ask(OpenAI(model="smollm2", base_url=base, api_key_env="OPENAI_API_KEY"), call)
         assert reply.body["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         assert reply.finish == "length" or 1 <= json.loads(reply.text)["score"] <= 5

@@ -140,6 +140,34 @@ def test_a_map_of_columns_wins_over_the_shapes(tmp_path: Path) -> None:
     assert renamed.id == "1"
 
 
+def test_a_map_that_names_no_task_comes_over_the_shape(tmp_path: Path) -> None:
+    row = {"instruction": "Do it.", "output": "old", "gold": "new", "ctx": "Be kind.", "key": "k1", "n": 1}
+    (found,) = made(tmp_path, "s.jsonl", jsonl([row]), map={"output": "gold", "system": "ctx", "id": "key"})
+    assert (found.id, found.instruction, found.output, found.system) == ("k1", "Do it.", "new", "Be kind.")
+    assert found.extra == {"n": 1}
+    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "A"}]
+    (found,) = made(tmp_path, "s.jsonl", jsonl([{"messages": turns, "ctx": "Be kind."}]), map={"system": "ctx"})
+    assert (found.instruction, found.system) == ("A", "Be kind.")
+
+
+def test_numbers_that_64_bits_hold_are_kept(tmp_path: Path) -> None:
+    row = '{"instruction": "x", "a": 18446744073709551615, "b": -9223372036854775808, "c": 1e30, "d": "99999999999999999999"}'
+    kept = {"a": 2**64 - 1, "b": -(2**63), "c": 1e30, "d": "9" * 20}
+    for name, content in (("s.jsonl", row), ("s.json", f"[{row}]")):
+        (found,) = made(tmp_path, name, content.encode())
+        assert found.extra == kept and isinstance(found.extra["c"], float)
+
+
+def test_a_json_that_memory_should_not_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_JSON", 1000)
+    big = json.dumps([{"instruction": "x" * 2000}]).encode()
+    for name, content in (("s.json", big), ("s.json.gz", gzip.compress(big))):
+        with pytest.raises(UserError, match=r"a \.json is read whole") as found:
+            made(tmp_path, name, content)
+        assert "jq -c" in found.value.hint
+    assert made(tmp_path, "t.json", b'[{"instruction": "x"}]')
+
+
 def test_ids_depend_on_what_is_in_a_row_not_on_its_place_or_the_order_of_its_columns(tmp_path: Path) -> None:
     first, second = made(tmp_path, "s.jsonl", jsonl(ROWS))
     turned = made(tmp_path, "s.jsonl", jsonl([dict(reversed(row.items())) for row in reversed(ROWS)]))

@@ -163,13 +163,20 @@ def test_the_key_is_sent_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> 
             await wire.close()
 
     with Server() as server:
+        plain = Vllm(model="m", base_url=server.url)
         spec = Vllm(model="m", base_url=server.url, api_key_env="MY_KEY")
-        monkeypatch.delenv("MY_KEY", raising=False)
-        asyncio.run(run(spec))
+        for name in ("MY_KEY", "VLLM_API_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        asyncio.run(run(plain))
+        with pytest.raises(UserError, match="MY_KEY is not set"):
+            spec.connect()
         monkeypatch.setenv("MY_KEY", "sk-mine")
+        monkeypatch.setenv("VLLM_API_KEY", "sk-vllm")
         asyncio.run(run(spec))
-        assert [headers.get("Authorization") for headers in server.headers] == [None, "Bearer sk-mine"]
-        assert server.paths == ["/v1/chat/completions"] * 2
+        asyncio.run(run(plain))
+        sent = [headers.get("Authorization") for headers in server.headers]
+        assert sent == [None, "Bearer sk-mine", "Bearer sk-vllm"]
+        assert server.paths == ["/v1/chat/completions"] * 3
 
 
 def closing_wire(spec: Vllm) -> Any:
@@ -542,7 +549,7 @@ def test_a_field_that_the_engine_cannot_use_is_an_error(fake: type[FakeLLM]) -> 
 
 def test_vllm_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert engine().needs() == ["vllm is not installed"] and Vllm(model="m", base_url=URL).needs() == []
+    assert list(engine().needs()) == ["vllm is not installed"] and not Vllm(model="m", base_url=URL).needs()
     with pytest.raises(UserError, match=r"kdgen\[vllm\]"):
         engine().connect()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -34,7 +37,7 @@ from kdgen.cli.options import (
     Wait,
 )
 
-EXITS = """Exit codes: 0 done · 1 a bug · 2 your mistake, nothing was sent · 3 the endpoint cannot serve this run ·
+EXITS = """Exit codes: 0 done · 1 a bug · 2 your mistake, nothing was sent · 3 the endpoint or the disk cannot serve this run ·
 4 the budget is reached · 5 a quality gate failed · 6 another run holds the dataset · 7 terms not acknowledged · 75 batches are out ·
 130 interrupted. After 3, 4, 75 and 130 the same command goes on: what was paid is in the ledger."""
 
@@ -287,10 +290,11 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. A KdgenError prints its cause and hint and sets the exit code; a bug is a traceback."""
-    from kdgen.errors import KdgenError
+    from kdgen.errors import DISK, KdgenError, disk_error
 
     try:
-        return app(arguments)
+        with _stoppable():
+            return app(arguments)
     except KdgenError as error:
         from kdgen.teachers.keys import masked
 
@@ -300,3 +304,34 @@ def main(arguments: list[str] | None = None) -> Any:
         # The reader of stdout has gone; say so by the code that shells expect, without a traceback.
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        refused = disk_error(error)
+        print(f"error: {refused}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            with suppress(OSError):  # or Python would try again at its end, and say so
+                sys.stdout.close()
+        sys.exit(refused.exit_code)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what a run's own handlers do not cover, with nothing left behind."""
+    old = {}
+    if threading.current_thread() is threading.main_thread():
+        old = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _stop(number: int, frame: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)  # another must not break the tidying up
+    print(f"error: interrupted by {signal.Signals(number).name}", file=sys.stderr)
+    sys.exit(130)

@@ -17,7 +17,7 @@ import orjson
 
 from kdgen.card import card_of
 from kdgen.config import Recipe
-from kdgen.errors import ComeBack, Interrupted
+from kdgen.errors import ComeBack, EndpointError, Interrupted, UserError
 from kdgen.progress import watcher
 from kdgen.runner import Run
 from kdgen.seeds import Scan
@@ -72,6 +72,12 @@ class Job:
                 if not self.quiet:
                     print(f"{said}; looking again every {POLL:g} s", file=sys.stderr)
                 await run.desk.next_import(POLL)
+        except UserError as error:
+            if not bill.requests:
+                raise
+            # Exit code 2 says that nothing was sent.
+            hint = f"{error.hint}; what was paid is in the ledger" if error.hint else "what was paid is in the ledger"
+            raise EndpointError(error.cause, where=error.where, hint=hint) from None
         finally:
             try:
                 await bill.write(soon=False)

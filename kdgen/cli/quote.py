@@ -43,8 +43,7 @@ def quote(
     table = prices_file(Path(prices)) if prices else PLAIN
     rulings = judge(dict(recipe.leaves()), recipe.use, recipe.student)
     there = Path(ledger) if Path(ledger).exists() else None
-    path, spooled = seed_file(recipe)
-    try:
+    with seed_file(recipe) as (path, spooled):
         assert recipe.seeds is not None
         found = scan(recipe.seeds, path, name="stdin" if spooled else "")
 
@@ -59,9 +58,6 @@ def quote(
 
         with tempfile.TemporaryDirectory(prefix="kdgen-") as made:
             planned = asyncio.run(go(Path(made)))
-    finally:
-        if spooled:
-            path.unlink(missing_ok=True)
     data = planned.data(table)
     if as_json:
         data |= {"name": recipe.name, "seeds": found.rows, "terms": [ruling.data() for ruling in rulings]}

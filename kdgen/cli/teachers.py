@@ -15,7 +15,7 @@ from kdgen.errors import KdgenError
 from kdgen.teachers import AnyTeacher, parse_spec
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.calls import Params
-from kdgen.teachers.keys import lacks_key
+from kdgen.teachers.keys import key_needs
 from kdgen.teachers.models import MODELS, find, named
 from kdgen.teachers.prices import PLAIN, Price, Prices, prices_file
 from kdgen.teachers.probe import Answer, probe, runtime, sends_key, version
@@ -117,7 +117,7 @@ def _key(spec: TeacherSpec) -> dict[str, Any] | None:
     if not sends_key(spec):
         return None
     own: Any = spec
-    return {"from": "api_key_file" if own.api_key_file else own.api_key_env, "set": not lacks_key(spec)}
+    return {"from": "api_key_file" if own.api_key_file else own.api_key_env, "set": not key_needs(spec, needed=True)}
 
 
 def _answer(answer: Answer) -> dict[str, Any]:

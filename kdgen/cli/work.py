@@ -6,8 +6,8 @@ import asyncio
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from kdgen.cli.job import Job, pretty
 from kdgen.config import Recipe, load_recipe
 from kdgen.errors import UserError
 from kdgen.export import FORMATS
-from kdgen.readers import spool_stdin
+from kdgen.readers import spooled_stdin
 from kdgen.resources import builtins, did_you_mean, package_file
 from kdgen.seeds import FIELDS, scan
 from kdgen.store import Staging, Store
@@ -86,8 +86,7 @@ def make(
     table = prices_file(Path(prices)) if prices else PLAIN
     for role, spec in recipe.leaves():
         Bill(recipe.budget, table).check(spec, role)
-    path, spooled = seed_file(recipe)
-    try:
+    with seed_file(recipe) as (path, spooled):
         assert recipe.seeds is not None
         found = scan(recipe.seeds, path, name="stdin" if spooled else "")
         job = Job(recipe, path, found, Path(ledger), quiet, wait, max_wait, table, rulings)
@@ -101,9 +100,6 @@ def make(
         store = Store(Path(out or f"out/{recipe.name}"))
         with store.locked():
             manifest = asyncio.run(job.run(store.staging, store))
-    finally:
-        if spooled:
-            path.unlink(missing_ok=True)
     if as_json:
         print(pretty(manifest), end="")
     if not quiet:
@@ -160,21 +156,25 @@ def changes_of(
     return changes
 
 
-def seed_file(recipe: Recipe) -> tuple[Path, bool]:
-    """The file of a recipe's seeds, and whether it is a copy of stdin."""
+@contextmanager
+def seed_file(recipe: Recipe) -> Iterator[tuple[Path, bool]]:
+    """The file of a recipe's seeds, and whether it is a copy of stdin, which then goes again."""
     spec = recipe.seeds
     if spec is None:
         raise UserError("the recipe names no seeds", where=recipe.name, hint="seeds: general, or --seeds FILE")
     if spec.path == "-":
-        return spool_stdin(), True
+        with spooled_stdin() as copy:
+            yield copy, True
+        return
     if spec.path.startswith("package:"):
-        return package_file(spec.path, "seeds"), False
+        yield package_file(spec.path, "seeds"), False
+        return
     path = builtins("seeds").get(spec.path, Path(spec.path))
     if not path.is_file():
         beside = [near.stem for near in path.parent.glob(f"*{path.suffix}")] if path.suffix else builtins("seeds")
         hint = did_you_mean(path.stem, beside) or "sets that ship: " + ", ".join(builtins("seeds"))
         raise UserError("it is a folder" if path.is_dir() else "there is no such file", where=str(path), hint=hint)
-    return path, False
+    yield path, False
 
 
 def _last_words(manifest: dict[str, Any], folder: Path) -> str:
@@ -212,8 +212,8 @@ def check(
             f"{role} = {spec.label}" for role, spec in recipe.teachers.items()
         )
         if recipe.seeds is not None and recipe.seeds.path != "-":
-            path, _ = seed_file(recipe)
-            found = scan(recipe.seeds, path)
+            with seed_file(recipe) as (path, _):
+                found = scan(recipe.seeds, path)
             said += f", {found.rows:,} seeds" + (f" ({len(found.bad)} not usable)" if found.bad else "")
         print(f"ok  {name}: {said}")
         for role, spec in recipe.leaves():

@@ -6,6 +6,8 @@ import hashlib
 import unicodedata
 from typing import Literal, Protocol
 
+from pydantic import Field
+
 from kdgen.filters.text import TextField
 from kdgen.record import Frozen, Record
 
@@ -21,7 +23,7 @@ class Exact(Frozen):
     """Two records are the same when `fields` are, normalised or byte for byte."""
 
     method: Literal["exact"] = "exact"
-    fields: tuple[TextField, ...] = ("task",)
+    fields: tuple[TextField, ...] = Field(("task",), min_length=1)
     normalise: bool = True
     against_seeds: bool = False
 

@@ -59,6 +59,11 @@ class Rationale(Stage):
 
     gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": TASK}
 
+    @property
+    def validates(self) -> set[str]:
+        """The teacher, whose reply must have a rationale and an answer."""
+        return {self.to}
+
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call; a reply without a rationale and an `Answer:` line after it is invalid."""
         reply = await ask(self.prompt, history=job.history, check=_reasoned, **task_variables(job))

@@ -97,7 +97,8 @@ class Stage(Frozen):
 
     A stage looks at one record at a time and chains with no barrier. `gives` names the variables that
     each prompt field is rendered with; a prompt may use fewer. `consumes` means that what comes out is
-    new, and the record that went in is not passed on.
+    new, and the record that went in is not passed on. `cut_is_fine` means that a reply cut at max_tokens
+    is used as far as it goes.
     """
 
     stage: str
@@ -107,6 +108,7 @@ class Stage(Frozen):
 
     gives: ClassVar[dict[str, frozenset[str]]] = {}
     consumes: ClassVar[bool] = False
+    cut_is_fine: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -117,6 +119,11 @@ class Stage(Frozen):
     def roles(self) -> set[str]:
         """The teachers that this stage asks."""
         return {self.to}
+
+    @property
+    def validates(self) -> set[str]:
+        """The teachers whose replies it asks for with a schema or a check, so that one can be found invalid."""
+        return set()
 
     def prompts(self) -> Iterator[tuple[str, Prompt]]:
         """Every prompt of the stage with the field that holds it."""
@@ -166,11 +173,12 @@ class Stage(Frozen):
 class PoolStage(Stage):
     """A stage that grows a pool in rounds and so waits for all that comes before it.
 
+    `rounds` is the most there are; unset, four without a target and as many as it takes with one.
     Within a round the pool is frozen. A candidate joins it when the stage's filters keep it and, with
     `novelty`, when its ROUGE-L F1 with every task of the pool is at most that.
     """
 
-    rounds: int
+    rounds: int | None = None
     calls: int | None = None
     max_candidates: int | None = None
     novelty: float | None = None

@@ -63,6 +63,11 @@ class Evol(Stage):
         """The teacher and the judge."""
         return {self.to, self.judge}
 
+    @property
+    def validates(self) -> set[str]:
+        """The judge, whose verdict has a schema."""
+        return {self.judge}
+
     def check(self, where: str) -> None:
         """At least one operation is needed."""
         super().check(where)

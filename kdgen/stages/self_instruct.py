@@ -25,8 +25,8 @@ class SelfInstruct(PoolStage):
     and asks for `ask_for` more; a
     candidate joins the pool when the heuristics keep it and its ROUGE-L with the whole pool is at most
     0.7. `calls` is the number of calls of a round; without it, a target's 32nd part, at least 4. Rounds go
-    on to `rounds`, or with a target until it is met, `max_candidates` (20 a target row) are made, or
-    two rounds in a row add nothing.
+    on to `rounds` (4 without a target), and with a target until it is met, `max_candidates` (20 a target row)
+    are made, or two rounds in a row add nothing.
     """
 
     stage: Literal["expand"] = "expand"
@@ -36,12 +36,13 @@ class SelfInstruct(PoolStage):
     machine: int = Field(2, ge=0)
     ask_for: int = Field(8, ge=1)
     shown_words: int = Field(60, ge=1)
-    rounds: int = Field(4, ge=1)
+    rounds: int | None = Field(None, ge=1)
     calls: int | None = Field(None, ge=1)
     max_candidates: int | None = Field(None, ge=1)
     novelty: float | None = Field(0.7, gt=0, le=1)
 
     gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": frozenset({"demonstrations", "first", "last", "count"})}
+    cut_is_fine: ClassVar[bool] = True
 
     def plan_pool(self, seeds: Pool, made: Pool, round: int, calls: int, draw: Draw) -> Iterator[Record]:
         """Each job's demonstrations, drawn by rendezvous and mixed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -20,6 +21,7 @@ PROVIDERS = ("local", "openai", "anthropic", "vllm", "scripted")
 SPECS = (
     "local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL, anthropic:MODEL, vllm:MODEL[@BASE_URL], scripted:FILE"
 )
+HOST = re.compile(r"@[^@/]+:\d+(?:/|$)")
 
 
 def parse_spec(spec: str) -> dict[str, Any]:
@@ -35,6 +37,9 @@ def parse_spec(spec: str) -> dict[str, Any]:
     if provider == "scripted":
         return {"provider": provider, "path": rest}
     model, at, url = rest.partition("@http")
+    if "://" in model or HOST.search(model):
+        hint = f"after the @ stands an address that begins with http:// or https://; a teacher is one of {SPECS}"
+        raise UserError("that is no address of a server", where="--teacher", hint=hint)
     return {"provider": provider, "model": model, **({"base_url": f"http{url}"} if at else {})}
 
 

@@ -14,10 +14,12 @@ from kdgen.record import Frozen
 from kdgen.teachers import models_table
 from kdgen.teachers.base import BatchApi, Call, Finish, Params, Raw, Reply, Request, TeacherSpec, Usage, Wire
 from kdgen.teachers.chat import MALFORMED, count_of, malformed, table_of, text_of
-from kdgen.teachers.keys import EnvName, check_key, guarded, lacks_key
+from kdgen.teachers.keys import EnvName, check_key, guarded, key_needs, may_send_key
 from kdgen.teachers.openai import EFFORTS, SdkWire, read_key
+from kdgen.teachers.urls import wrong_url
 
 KEY = "ANTHROPIC_API_KEY"
+INSTALL = "pip install 'kdgen[anthropic]'"
 FINISHES: dict[str, Finish] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -68,17 +70,16 @@ class Anthropic(TeacherSpec):
         if not self.model:
             raise UserError("no model is named", where=self.label, hint="--teacher anthropic:MODEL")
         check_key(self)
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            hint = "base_url looks like http://HOST:PORT"
-            raise UserError(f"{self.base_url!r} is not a URL", where=self.label, hint=hint)
+        for cause, hint in wrong_url(self.base_url) if self.base_url is not None else ():
+            raise UserError(cause, where=self.label, hint=hint)
         if self.display and not (self.thinking == "adaptive" or isinstance(self.thinking, Budget)):
             hint = "thinking: adaptive, or {budget: TOKENS}"
             raise UserError("display has no effect without thinking", where=self.label, hint=hint)
 
-    def needs(self) -> list[str]:
-        """The SDK, and the key where one is needed."""
-        missing = [] if importlib.util.find_spec("anthropic") else ["anthropic is not installed"]
-        return missing + (lacks_key(self) if self.base_url is None or self.api_key_file is not None else [])
+    def needs(self) -> dict[str, str]:
+        """The SDK, and the key where one is sent."""
+        missing = {} if importlib.util.find_spec("anthropic") else {"anthropic is not installed": INSTALL}
+        return missing | (key_needs(self, needed=True) if may_send_key(self) else {})
 
     def settle(self, params: Params, where: str) -> tuple[Params, list[str]]:
         """See `TeacherSpec.settle`; effort and thinking must be ones that this model has."""
@@ -176,7 +177,7 @@ class Anthropic(TeacherSpec):
     def connect(self) -> Wire:
         """The official SDK, with its own address or that of `base_url`."""
         sdk, key = self._sdk(), read_key(self)
-        return SdkWire(sdk, self._client(key), "/v1/messages")
+        return SdkWire(sdk, self._client(key), "/v1/messages", keyed=bool(key))
 
     def batches(self) -> BatchApi:
         """Anthropic's Message Batches."""
@@ -190,8 +191,7 @@ class Anthropic(TeacherSpec):
         try:
             import anthropic
         except ImportError:
-            hint = "pip install 'kdgen[anthropic]'"
-            raise UserError("the anthropic teacher needs its SDK", where=self.label, hint=hint) from None
+            raise UserError("the anthropic teacher needs its SDK", where=self.label, hint=INSTALL) from None
         return anthropic
 
     def _client(self, key: str) -> Any:

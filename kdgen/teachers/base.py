@@ -125,9 +125,14 @@ class TeacherSpec(Params):
         """What is known of the model for the manifest: `licence`, `origin`, `notice`."""
         return {}
 
-    def needs(self) -> list[str]:
-        """What is missing here before this teacher can be asked; the ledger can answer without it."""
-        return []
+    def needs(self) -> dict[str, str]:
+        """What is missing here before this teacher can be asked, each with the way out; the ledger can answer without."""
+        return {}
+
+    def ready(self) -> None:
+        """Raise UserError where something is missing."""
+        for need, hint in self.needs().items():
+            raise UserError(need, where=self.label, hint=hint)
 
     def check(self) -> None:
         """Raise UserError for what can be known to be wrong without sending."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
@@ -91,10 +91,16 @@ class Backoff(wait_base):
 
 
 class Dispatch:
-    """A teacher that is asked at most once for what the ledger holds. One per role and run."""
+    """A teacher that is asked at most once for what the ledger holds. One per role and run.
 
-    def __init__(self, spec: TeacherSpec, ledger: Ledger, bill: Bill, halt: Halt) -> None:
+    `ready` is called at each miss, before anything is claimed or sent.
+    """
+
+    def __init__(
+        self, spec: TeacherSpec, ledger: Ledger, bill: Bill, halt: Halt, ready: Callable[[], None] = lambda: None
+    ) -> None:
         self.spec = spec
+        self.ready = ready
         self.ledger = ledger
         self.bill = bill
         self.halt = halt
@@ -116,6 +122,7 @@ class Dispatch:
             reply = self.spec.read(request, raw)
             self.bill.replayed(self.spec, reply)
             return reply
+        self.ready()
         if self.batches is not None:
             self.batches.ask(request)
         shared = self._pending.get(request.key)

@@ -25,10 +25,9 @@ from kdgen.errors import EndpointError, KdgenError, UserError
 from kdgen.teachers.base import Fault, Raw, Request
 from kdgen.teachers.guard import Guard
 from kdgen.teachers.http import excerpt
-from kdgen.teachers.vllm import SAMPLING
+from kdgen.teachers.vllm import INSTALL, SAMPLING
 
 PLAIN = frozenset("temperature top_p seed stop presence_penalty frequency_penalty prompt_logprobs".split()) | SAMPLING
-INSTALL = "pip install 'kdgen[vllm]', or name a server: --teacher vllm:MODEL@http://HOST:PORT/v1"
 GRACE = 30.0  # seconds that the engine's processes have to end by themselves
 LEAST_LOGPROB = -9999.0  # as vLLM's server says it, where JSON has no infinity
 THOUGHT = re.compile(r"\s*(?:<think>)?(.*?)(?:</think>\s*|\Z)", re.DOTALL)

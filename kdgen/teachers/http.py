@@ -35,6 +35,7 @@ class HttpWire:
         import aiohttp
 
         self.url = url
+        self._keyed = "authorization" in headers
         self._key = Key(headers.get("authorization", "").removeprefix("Bearer "))
         self._http = aiohttp
         self._session = aiohttp.ClientSession(
@@ -49,7 +50,7 @@ class HttpWire:
         try:
             async with self._session.post(self.url, data=request.body) as response:
                 body = self._key.strike(await response.read())
-                return checked(response.status, self._key.headers(response.headers), body)
+                return checked(response.status, self._key.headers(response.headers), body, keyed=self._keyed)
         except self._http.ClientConnectorError as error:
             hint = f"is a server listening at {self.url}?"
             raise Fault("transient", f"cannot connect: {error.os_error}", hint=hint) from None
@@ -64,8 +65,8 @@ class HttpWire:
         await self._session.close()
 
 
-def checked(status: int, headers: Mapping[str, str], body: bytes) -> Raw:
-    """A 2xx reply whose body is a JSON object, or the Fault that it is."""
+def checked(status: int, headers: Mapping[str, str], body: bytes, *, keyed: bool = True) -> Raw:
+    """A 2xx reply whose body is a JSON object, or the Fault that it is; `keyed`: whether a key was sent."""
     if 200 <= status < 300:
         try:
             reply = orjson.loads(body)
@@ -79,7 +80,10 @@ def checked(status: int, headers: Mapping[str, str], body: bytes) -> Raw:
             told = {name: headers[name] for name in LIMITS if name in headers}
             return Raw(body, {name: headers[name] for name in KEPT if name in headers}, told)
         status = hidden
-    raise fault(status, headers, body)
+    wrong = fault(status, headers, body)
+    if status == 401 and not keyed:
+        wrong.hint = "no key was sent; name its variable: --set teachers.ROLE.api_key_env=NAME"
+    raise wrong
 
 
 def _hidden(reply: Mapping[str, Any]) -> int:

@@ -135,11 +135,26 @@ def looks_like_key(text: str) -> bool:
     return mixed and len(text) >= 20 and re.fullmatch(r"[A-Za-z0-9+=]+", text) is not None and text not in os.environ
 
 
-def lacks_key(spec: Any) -> list[str]:
-    """What is missing of the key that a teacher names, in words; nothing of a key's own."""
-    if spec.api_key_file is not None:
-        return [] if Path(spec.api_key_file).is_file() else ["there is no such api_key_file"]
-    return [] if os.environ.get(spec.api_key_env, "").strip() else [f"{spec.api_key_env} is not set"]
+def may_send_key(spec: Any) -> bool:
+    """Whether a teacher's key is sent: to its provider, and to an address of the user's only where the recipe names it."""
+    return spec.base_url is None or "api_key_env" in spec.model_fields_set or spec.api_key_file is not None
+
+
+def key_needs(spec: Any, *, needed: bool) -> dict[str, str]:
+    """What is wrong with the key that a teacher names, with the way out; nothing of the key's own."""
+    try:
+        key = key_of(spec)
+    except UserError as error:
+        return {error.cause: error.hint}
+    if needed and not key:
+        name = spec.api_key_env
+        hint = f"export {name}=…, or --env-file PATH, or use the embedded teacher: --teacher local"
+        return (
+            {f"{name} is not set": hint}
+            if spec.api_key_file is None
+            else {"api_key_file is empty": "put the key into it"}
+        )
+    return {}
 
 
 def check_key(spec: Any) -> None:

@@ -19,15 +19,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
-from kdgen.errors import EndpointError, UserError
+from kdgen.errors import EndpointError, UserError, disk_error
 from kdgen.teachers.base import Raw, Request
 
 VERSION = 1
+MAGIC, APPLICATION = b"SQLite format 3\0", 0x6B646765
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
   key BLOB PRIMARY KEY, wire TEXT NOT NULL, nth INTEGER NOT NULL, request BLOB NOT NULL, reply BLOB NOT NULL,
@@ -63,20 +65,40 @@ class Ledger:
         self._writer: threading.Thread | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._look()
             self._reader = self._connect()
             self._reader.execute("PRAGMA journal_mode=WAL")
-            version = self._reader.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, VERSION):
-                raise UserError(
-                    f"the ledger is of version {version}, this kdgen writes {VERSION}",
-                    where=str(path),
-                    hint="use the kdgen that made it, or another --ledger",
-                )
-            self._reader.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT")
+            self._reader.executescript(
+                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; PRAGMA application_id={APPLICATION}; COMMIT"
+            )
         except (sqlite3.Error, OSError) as error:
             raise UserError(
                 f"the ledger cannot be opened: {error}", where=str(path), hint="name another with --ledger PATH"
             ) from None
+
+    def _look(self) -> None:
+        """Raise UserError where the file is something else, before anything in it is changed."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return
+        with self.path.open("rb") as file:
+            head = file.read(100)
+        version, application = (int.from_bytes(head[place : place + 4], "big") for place in (60, 68))
+        tables: set[str] = set()
+        if head.startswith(MAGIC) and application == 0:
+            # It may be new, or of a kdgen that did not sign. Where there is no log beside it, none must be made.
+            log = self.path.with_name(f"{self.path.name}-wal").exists()
+            uri = f"{self.path.absolute().as_uri()}?mode=ro{'' if log else '&immutable=1'}"
+            with closing(sqlite3.connect(uri, uri=True, timeout=60)) as db:
+                tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        ours = application == APPLICATION or (application == 0 and (not tables or {"calls", "claims"} <= tables))
+        if not head.startswith(MAGIC) or not ours:
+            raise UserError("the file is no ledger", where=str(self.path), hint="name another with --ledger PATH")
+        if version not in (0, VERSION):
+            raise UserError(
+                f"the ledger is of version {version}, this kdgen writes {VERSION}",
+                where=str(self.path),
+                hint="use the kdgen that made it, or another --ledger",
+            )
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -201,7 +223,8 @@ class Ledger:
             await asyncio.to_thread(self._writer.join)
         self._reader.close()
         if self._lock_file is not None:
-            self._lock_path(self.owner).unlink(missing_ok=True)
+            with suppress(OSError):  # a lock file that nobody holds says nothing
+                self._lock_path(self.owner).unlink(missing_ok=True)
             os.close(self._lock_file)
             self._lock_file = None
             for path in self.path.parent.glob(f"{self.path.name}-owner-*"):
@@ -244,7 +267,10 @@ class Ledger:
     async def transact(self, run: Callable[[sqlite3.Connection], Any]) -> Any:
         """Run `run` inside the next commit; its result, once that is on disk."""
         if self._writer is None:
-            self._lock_file = self._live()
+            try:
+                self._lock_file = self._live()
+            except OSError as error:
+                raise disk_error(error, self._lock_path(self.owner)) from None
             self._writer = threading.Thread(target=self._work, args=(asyncio.get_running_loop(),), daemon=True)
             self._writer.start()
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -25,6 +25,7 @@ from kdgen.teachers.base import Call, Fault, Raw, Request, TeacherSpec, Wire, ch
 
 # Prompt tokens per step. A request can only be stopped between steps, and larger ones are no faster on a CPU.
 STEP = 128
+INSTALL = "pip install 'kdgen[local]'"
 
 
 class Local(TeacherSpec):
@@ -39,7 +40,7 @@ class Local(TeacherSpec):
     @property
     def path(self) -> Path | None:
         """The model's file when the recipe names a file, None when it names a model."""
-        return Path(self.model).expanduser() if self.model.endswith(".gguf") else None
+        return Path(os.path.expanduser(self.model)) if self.model.endswith(".gguf") else None
 
     @cached_property
     def label(self) -> str:
@@ -61,9 +62,9 @@ class Local(TeacherSpec):
         else:
             _magic(self.path)
 
-    def needs(self) -> list[str]:
+    def needs(self) -> dict[str, str]:
         """The runtime, where it is not installed. A missing model is no need: `connect` gets it."""
-        return [] if importlib.util.find_spec("xllamacpp") else ["xllamacpp is not installed"]
+        return {} if importlib.util.find_spec("xllamacpp") else {"xllamacpp is not installed": INSTALL}
 
     def origin(self) -> dict[str, str]:
         """Licence, origin and notice of a named model; of a user's own file nothing is known but its digest."""
@@ -85,8 +86,7 @@ class Local(TeacherSpec):
     def connect(self) -> Wire:
         """Make sure that the model's file is here; the model itself is loaded at the first request."""
         self.check()
-        for need in self.needs():
-            raise UserError(f"the local teacher cannot start: {need}", hint="pip install 'kdgen[local]'")
+        self.ready()
         path = self.path or models.find(self.model)
         if path is None:
             size = models.named(self.model).size / 1e6

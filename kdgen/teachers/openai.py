@@ -16,7 +16,8 @@ from kdgen.errors import UserError
 from kdgen.teachers import models_table, responses
 from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body
 from kdgen.teachers.http import HttpWire, checked
-from kdgen.teachers.keys import EnvName, check_key, guarded, key_of, lacks_key
+from kdgen.teachers.keys import EnvName, check_key, guarded, key_needs, key_of, may_send_key
+from kdgen.teachers.urls import wrong_url
 
 KEY = "OPENAI_API_KEY"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -28,7 +29,8 @@ class OpenAI(TeacherSpec):
     """OpenAI's models, or a compatible server at `base_url`.
 
     `extra` holds fields of the server's own (`top_k`, `min_p`, `chat_template_kwargs`, …); they are sent
-    as they are. The key comes from the environment variable that `api_key_env` names, or from `api_key_file`.
+    as they are. The key comes from the environment variable that `api_key_env` names, or from `api_key_file`; a server at
+    `base_url` is sent one only where the recipe names it.
     """
 
     provider: Literal["openai"] = "openai"
@@ -62,10 +64,8 @@ class OpenAI(TeacherSpec):
         if not self.model:
             raise UserError("no model is named", where=self.label, hint="--teacher openai:MODEL")
         check_key(self)
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise UserError(
-                f"{self.base_url!r} is not a URL", where=self.label, hint="base_url looks like http://HOST:PORT/v1"
-            )
+        for cause, hint in wrong_url(self.base_url) if self.base_url is not None else ():
+            raise UserError(cause, where=self.label, hint=hint)
         if self.summary and self.dialect == "chat":
             raise UserError("summary has no effect in chat completions", where=self.label, hint="api: responses")
         own = OWN | {*Params.model_fields} | (OWN_RESPONSES if self.dialect == "responses" else {"reasoning_effort"})
@@ -74,9 +74,9 @@ class OpenAI(TeacherSpec):
                 f"extra must not set {', '.join(clash)}", where=self.label, hint="kdgen has a field for it, or needs it"
             )
 
-    def needs(self) -> list[str]:
-        """The key, where one is needed."""
-        return lacks_key(self) if self.base_url is None or self.api_key_file is not None else []
+    def needs(self) -> dict[str, str]:
+        """The key, where one is sent."""
+        return key_needs(self, needed=True) if may_send_key(self) else {}
 
     def accepts(self) -> frozenset[str]:
         """What the API takes, without what this model refuses at this effort."""
@@ -138,7 +138,7 @@ class OpenAI(TeacherSpec):
         if self.base_url is None:
             import openai
 
-            wire = SdkWire(openai, self._client(key), path)
+            wire = SdkWire(openai, self._client(key), path, keyed=True)
         else:
             headers = {"authorization": f"Bearer {key}"} if key else {}
             wire = HttpWire(self.base_url.rstrip("/") + path, headers, connections=self.concurrency)
@@ -164,13 +164,9 @@ class OpenAI(TeacherSpec):
 
 
 def read_key(spec: Any) -> str:
-    """The API key that a teacher's file or environment variable holds. Raises UserError where it lacks or cannot be one."""
-    for need in spec.needs():
-        hint = f"export {spec.api_key_env}=…, or --env-file PATH, or use the embedded teacher: --teacher local"
-        if spec.api_key_file is not None:
-            hint = "its path is relative to the recipe"
-        raise UserError(need, where=spec.label, hint=hint)
-    return key_of(spec)
+    """The API key to send, if any. Raises UserError where it lacks or cannot be one."""
+    spec.ready()
+    return key_of(spec) if may_send_key(spec) else ""
 
 
 class SdkWire:
@@ -179,12 +175,13 @@ class SdkWire:
     The SDKs of OpenAI and Anthropic are made by one generator and have the same names for the same things.
     """
 
-    def __init__(self, sdk: Any, client: Any, path: str) -> None:
+    def __init__(self, sdk: Any, client: Any, path: str, *, keyed: bool) -> None:
         import httpx2
 
         self._sdk = sdk
         self._client = client
         self._path = path
+        self._keyed = keyed
         self._http: Any = httpx2
         self._options: Any = {"headers": {"content-type": "application/json"}}
 
@@ -199,7 +196,7 @@ class SdkWire:
             response = error.response
         except sdk.APIConnectionError as error:
             raise self._broken(error.__cause__ or error) from None
-        return checked(response.status_code, response.headers, response.content)
+        return checked(response.status_code, response.headers, response.content, keyed=self._keyed)
 
     def _broken(self, cause: BaseException) -> Fault:
         """The Fault of a request without a reply: only one that may have arrived may have been billed."""

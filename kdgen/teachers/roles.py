@@ -52,7 +52,7 @@ class Cascade(Frozen):
     """The roles of `of` in turn: the next is asked where the last refused, was cut, or gave a weak answer.
 
     Weak is an answer that one of `escalate`'s filters rejects, or whose mean token logprob is under `min_logprob`
-    (the role must then ask for `logprobs`).
+    (the role must then ask for `logprobs`; a reply without any is weak).
     """
 
     provider: Literal["cascade"] = "cascade"
@@ -85,17 +85,23 @@ class Cascade(Frozen):
         for each in self.escalate:
             if found := each.reject(answer):
                 return found
-        if self.min_logprob is not None and (mean := mean_logprob(reply.body)) is not None and mean < self.min_logprob:
-            return f"mean logprob {mean:.2f}"
-        return None
+        if self.min_logprob is None:
+            return None
+        mean = mean_logprob(reply.body)
+        if mean is None:
+            return "the reply has no logprobs"
+        return f"mean logprob {mean:.2f}" if mean < self.min_logprob else None
 
 
 def mean_logprob(body: Mapping[str, Any]) -> float | None:
-    """The mean logprob of the sampled tokens of a chat-completions reply, where it holds them."""
+    """The mean logprob of the sampled tokens of a reply, where it holds them: a chat completion's or a response's."""
     choices: Sequence[Mapping[str, Any]] = body.get("choices") or ()
     try:
-        content = ((choices[0].get("logprobs") or {}).get("content") or ()) if choices else ()
-        values = [float(token["logprob"]) for token in content if "logprob" in token]
+        tokens = [token for choice in choices[:1] for token in (choice.get("logprobs") or {}).get("content") or ()]
+        messages = [item for item in body.get("output") or () if item.get("type") == "message"]
+        parts = [part for item in messages for part in item.get("content") or ()]
+        tokens += [token for part in parts for token in part.get("logprobs") or ()]
+        values = [float(token["logprob"]) for token in tokens if "logprob" in token]
     except (*MALFORMED, ValueError):
         return None
     return sum(values) / len(values) if values else None

@@ -89,13 +89,18 @@ def load_rules(path: str) -> tuple[Rule, ...]:
             continue
         try:
             rule = Rule.model_validate_json(line)
-            re.compile(rule.regex or "")
+            pattern = re.compile(rule.regex or "")
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise UserError(f"{key + ': ' if key else ''}{first['msg']}", where=f"{path}:{number}") from None
         except re.error as wrong:
             raise UserError(f"regex: {wrong}", where=f"{path}:{number}") from None
+        try:
+            pattern.sub(rule.reply if rule.regex else "", "")  # the template is looked at even where nothing is found
+        except (re.error, IndexError) as wrong:
+            hint = r"\1 is the first group of regex; a backslash of your own is \\ (in JSON \\\\)"
+            raise UserError(f"reply: {wrong}", where=f"{path}:{number}", hint=hint) from None
         rules.append(rule)
     if not rules:
         raise UserError("there is no rule in it", where=path, hint='{"reply": "…"} answers everything')

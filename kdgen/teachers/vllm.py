@@ -7,6 +7,7 @@ here (see `engine`). Either way a reply reads the same, with token ids beside th
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,9 +22,9 @@ from kdgen.resources import did_you_mean
 from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body, read_chat
 from kdgen.teachers.chat import MALFORMED, malformed
 from kdgen.teachers.http import HttpWire
-from kdgen.teachers.keys import EnvName, check_key, lacks_key
+from kdgen.teachers.keys import EnvName, check_key, key_needs
 from kdgen.teachers.models import file_digest
-from kdgen.teachers.openai import read_key
+from kdgen.teachers.urls import wrong_url
 
 # Fields of a body that vLLM reads and kdgen has no field for (0.32's ChatCompletionRequest).
 SAMPLING = frozenset(
@@ -57,6 +58,7 @@ TRANSPORT = frozenset(
 ENGINE_OWN = frozenset("model generation_config enable_lora".split())
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".model", ".jinja", ".txt", ".tiktoken")
 REST = 5.0
+INSTALL = "pip install 'kdgen[vllm]', or name a server: --teacher vllm:MODEL@http://HOST:PORT/v1"
 
 
 class Vllm(TeacherSpec):
@@ -108,13 +110,12 @@ class Vllm(TeacherSpec):
         if len(set(self.base_urls)) < len(self.base_urls):
             yield "base_urls names a server twice", "one URL per server"
         for url in self.urls:
-            if not url.startswith(("http://", "https://")):
-                yield f"{url!r} is not a URL", "base_url looks like http://HOST:PORT/v1"
+            yield from wrong_url(url)
         if self.urls and self.engine:
             yield "engine has no effect on a server", "give these arguments to `vllm serve`, or leave out base_url"
         if clash := sorted(set(self.engine) & ENGINE_OWN):
             yield f"engine must not set {', '.join(clash)}", "kdgen has a field for it, or needs it"
-        if self.lora and not self.urls and not Path(self.lora).expanduser().is_dir():
+        if self.lora and not self.urls and not Path(os.path.expanduser(self.lora)).is_dir():
             yield f"the adapter {self.lora} is no folder", "in this process an adapter is loaded from its folder"
         for name in sorted(self.extra):
             yield from self._wrong_extra(name)
@@ -129,11 +130,11 @@ class Vllm(TeacherSpec):
             other = "provider: openai with a base_url sends any field" if self.urls else "only a server takes it"
             yield f"vLLM would ignore {name} here", did_you_mean(name, known) or other
 
-    def needs(self) -> list[str]:
-        """vLLM itself, where no server is named. A server's key is optional."""
+    def needs(self) -> dict[str, str]:
+        """vLLM itself, where no server is named. A server's key is optional, unless the recipe names it."""
         if self.urls:
-            return lacks_key(self) if self.api_key_file is not None else []
-        return [] if importlib.util.find_spec("vllm") else ["vllm is not installed"]
+            return key_needs(self, needed=bool({"api_key_env", "api_key_file"} & self.model_fields_set))
+        return {} if importlib.util.find_spec("vllm") else {"vllm is not installed": INSTALL}
 
     def origin(self) -> dict[str, str]:
         """The model, and the digest of a folder of one's own."""
@@ -185,15 +186,14 @@ class Vllm(TeacherSpec):
     def connect(self) -> Wire:
         """The lean wire for each server, or the engine, which is loaded at the first request."""
         self.check()
+        self.ready()
         if not self.urls:
-            from kdgen.teachers.engine import INSTALL, EngineWire
+            from kdgen.teachers.engine import EngineWire
 
-            for need in self.needs():
-                raise UserError(need, where=self.label, hint=INSTALL)
             arguments = {"max_num_seqs": self.concurrency, **self.engine}
-            adapter = (self._adapter, str(Path(self.lora).expanduser())) if self.lora else None
+            adapter = (self._adapter, os.path.expanduser(self.lora)) if self.lora else None
             return EngineWire(_path(self.model), arguments, adapter)
-        key = read_key(self)
+        key = key_of(self)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         wires = [
             HttpWire(url.rstrip("/") + "/chat/completions", headers, connections=self.concurrency) for url in self.urls
@@ -212,7 +212,7 @@ def named(entry: dict[str, Any]) -> None:
 
 
 def _path(name: str) -> str:
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     return str(folder) if folder.exists() else name
 
 
@@ -221,7 +221,7 @@ def _name(name: str) -> str:
 
 
 def _identity(name: str) -> str:
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not folder.exists():
         return name
     files = sorted(folder.iterdir()) if folder.is_dir() else [folder]

@@ -1,0 +1,27 @@
+"""What can be known of a base URL without asking it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+SHAPE = "base_url looks like http://HOST:PORT/v1"
+
+
+def wrong_url(url: str) -> Iterator[tuple[str, str]]:
+    """Why `url` cannot be asked, with the way out. Passwords and queries are not repeated: they may be secret."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        if ":" not in host:
+            host.removesuffix(".").encode("idna")
+        fit = parts.scheme in ("http", "https") and bool(host) and url.isprintable() and " " not in url
+        secret = "@" in parts.netloc
+    except ValueError:  # a UnicodeError is one
+        fit, secret = False, "@" in url
+    if secret:
+        yield "base_url holds a user name or a password", "put the key in a variable and name it: api_key_env: MY_KEY"
+    elif not fit:
+        yield f"{url.partition('?')[0]!r} is not a URL", SHAPE
+    elif "?" in url or "#" in url:
+        yield "base_url has a query", f"a path is added to it: {SHAPE}"
