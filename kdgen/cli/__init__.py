@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
+from kdgen.cli.interrupts import stoppable
 from kdgen.cli.options import (
     AckTerms,
     AsJson,
@@ -293,7 +292,7 @@ def main(arguments: list[str] | None = None) -> Any:
     from kdgen.errors import DISK, KdgenError, disk_error
 
     try:
-        with _stoppable():
+        with stoppable():
             return app(arguments)
     except KdgenError as error:
         from kdgen.teachers.keys import masked
@@ -315,23 +314,3 @@ def main(arguments: list[str] | None = None) -> Any:
             with suppress(OSError):  # or Python would try again at its end, and say so
                 sys.stdout.close()
         sys.exit(refused.exit_code)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end what a run's own handlers do not cover, with nothing left behind."""
-    old = {}
-    if threading.current_thread() is threading.main_thread():
-        old = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _stop(number: int, frame: object) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)  # another must not break the tidying up
-    print(f"error: interrupted by {signal.Signals(number).name}", file=sys.stderr)
-    sys.exit(130)

@@ -209,9 +209,6 @@ def refuse_keys(source: Source) -> None:
     for place, value in _strings(source.tree, ()):
         if KEYLIKE.search(value) or (place[-1] == "api_key_file" and looks_like_key(value)):
             raise UserError(f"{_dotted(place)} looks like an API key", where=source.where(place), hint=HINT)
-        if USERINFO.search(value) and place[0] == "teachers":
-            cause = f"{_dotted(place)} is a URL with a user's name or password"
-            raise UserError(cause, where=source.where(place), hint=HINT)
 
 
 def _dotted(place: Iterable[str | int]) -> str:

@@ -22,7 +22,7 @@ from kdgen.resources import did_you_mean
 from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body, read_chat
 from kdgen.teachers.chat import MALFORMED, malformed
 from kdgen.teachers.http import HttpWire
-from kdgen.teachers.keys import EnvName, check_key, key_needs
+from kdgen.teachers.keys import EnvName, check_key, key_needs, key_of
 from kdgen.teachers.models import file_digest
 from kdgen.teachers.urls import wrong_url
 
