@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from kdgen.config import Recipe
-from kdgen.errors import Rejected, UserError
+from kdgen.errors import EndpointError, Rejected, UserError
 from kdgen.prompts import Prompt
 from kdgen.record import Message, Record
 from kdgen.stages import AnyStage, Draw
@@ -19,6 +19,7 @@ from kdgen.teachers.base import Call, Params, Reply, Request
 from kdgen.teachers.batch import Batches
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.dispatch import Dispatch, Halt
+from kdgen.teachers.heed import way_out
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.roles import Cascade, Pool
 
@@ -86,8 +87,11 @@ class Desk:
         self._ready.update(later)
 
     async def complete(self, step: Step, role: str, question: Question, request: Request) -> Reply:
-        """The reply of a role's teacher."""
-        return await self.teachers[role].complete(request)
+        """The reply of a role's teacher, which shows no sign of a parameter that was ignored."""
+        reply = await self.teachers[role].complete(request)
+        if names := self.teachers[role].spec.ignored(step.params[role], reply):
+            self._ignored(role, names)
+        return reply
 
     async def recover(self) -> None:
         """Look after the batches that earlier runs left, and import what has ended."""
@@ -115,6 +119,17 @@ class Desk:
 
     def _batches(self) -> list[Batches]:
         return [dispatch.batches for dispatch in self.teachers.values() if dispatch.batches is not None]
+
+    def _ignored(self, role: str, names: list[str]) -> None:
+        """A server ignores what it was asked: that ends the run, or is noted where the recipe says `unsupported: drop`."""
+        spec, said = self.teachers[role].spec, f"ignores {', '.join(names)}: its replies show it"
+        if spec.unsupported == "drop":
+            if f"{role} {said}" not in self.notices:
+                self.notices.append(f"{role} {said}")
+            return
+        error = EndpointError(f"{spec.label} {said}", where=role, hint=way_out(names))
+        self.halt.set(error)
+        raise error
 
     def step(self, place: int, stage: AnyStage) -> Step:
         """Settle the stage's parameters with each teacher that it may reach."""
@@ -172,6 +187,7 @@ class JobAsk:
     async def _whole(self, role: str, asked: Question) -> Reply:
         """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""
         spec, params = self._desk.teachers[role].spec, self._step.params[role]
+        asked = replace(asked, schema=None) if "schema" in spec.lacks else asked
         partial, valid = asked.partial, asked.valid
         reply = await self._complete(role, asked, asked.call(params))
         if reply.finish == "stop" and valid is None:

@@ -21,6 +21,7 @@ from kdgen.stages import AnyStage
 from kdgen.teachers import AnyTeacher, parse_spec
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Budget
+from kdgen.teachers.keys import refuse_keys
 from kdgen.teachers.roles import Cascade
 from kdgen.terms import Ack, Use
 from kdgen.yamls import Key, Source, explain, load_yaml, parse_value
@@ -33,6 +34,7 @@ TRANSPORT = {
     "base_url",
     "base_urls",
     "api_key_env",
+    "api_key_file",
     "threads",
     "delay",
     "rpm",
@@ -40,7 +42,7 @@ TRANSPORT = {
 }
 # What a recipe says beside what its rows are made of.
 NOT_OF_ROWS = {"about", "paper", "teachers", "seeds", "budget", "use", "student", "terms"}
-OWN_FIELDS = {*TeacherSpec.model_fields} - {"provider", "model"}
+OWN_FIELDS = {*TeacherSpec.model_fields} - {"provider", "model", "lacks"}
 
 
 def _seeds(value: object) -> object:
@@ -198,6 +200,7 @@ def load_recipe(
             raise UserError(f"{assignment!r} is not key.path=value", where="--set", hint="--set stages.0.rounds=3")
         source.set(key.split("."), parse_value(text, f"--set {key}"), f"--set {key}")
     source.check()
+    refuse_keys(source)
     _anchor(source.tree, path.parent)
     try:
         recipe = Recipe.model_validate(source.tree, context={"base": path.parent})
@@ -241,7 +244,7 @@ def _anchor(tree: dict[str, Any], base: Path) -> None:
     for spec in teachers.values() if isinstance(teachers, dict) else ():
         if not isinstance(spec, dict):
             continue
-        for field, isfile in (("path", True), ("model", _is_file(spec))):
+        for field, isfile in (("path", True), ("api_key_file", True), ("model", _is_file(spec))):
             if isfile and isinstance(spec.get(field), str):
                 spec[field] = str(base / os.path.expanduser(spec[field]))
     seeds = tree.get("seeds")

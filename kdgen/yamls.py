@@ -171,7 +171,7 @@ def explain(error: ValidationError, source: Source, model: type[BaseModel]) -> U
         hint = str(first.get("ctx", {}).get("hint", ""))
         plain = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
         cause = f"{name}: {plain}"
-        if isinstance(here, str | int | float | bool) and first["type"] != "no_prompt":
+        if isinstance(here, str | int | float | bool) and first["type"] not in ("no_prompt", "secret"):
             cause += f" (it is {here!r})"
     return UserError(cause + more, where=source.where(key), hint=hint)
 

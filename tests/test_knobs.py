@@ -391,7 +391,8 @@ def test_a_teachers_parameter_is_sent(
 ) -> None:
     (tmp_path / "s.jsonl").write_text('{"instruction": "Name a bird."}\n')
     bodies = []
-    for number, sets in enumerate(([], ["--set", f"{T}{field}={TEACHER[field]}"])):
+    drop = f"{T}unsupported=drop"  # this wire's replies have no logprobs
+    for number, sets in enumerate((["--set", drop], ["--set", drop, "--set", f"{T}{field}={TEACHER[field]}"])):
         wire = FakeWire(echo_answer)
         monkeypatch.setattr(OpenAI, "connect", wire.open)
         said = kdgen(

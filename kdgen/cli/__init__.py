@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
+from kdgen.cli.interrupts import stoppable
 from kdgen.cli.options import (
     AckTerms,
     AsJson,
     BudgetTokens,
     BudgetUsd,
+    EnvFile,
     Form,
+    Json,
     LedgerOpt,
     Limit,
+    Listing,
     Map,
     MaxWait,
     Method,
@@ -53,7 +55,11 @@ app = typer.Typer(
 recipes_app = typer.Typer(
     help="List the recipes that ship, or print one to start your own from.", rich_markup_mode=None
 )
-teachers_app = typer.Typer(help="List the teachers, or fetch a model for the embedded one.", rich_markup_mode=None)
+teachers_app = typer.Typer(
+    cls=Listing,
+    help="Say what is known of teachers (kdgen teachers SPEC…), or fetch a model for the embedded one.",
+    rich_markup_mode=None,
+)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(teachers_app, name="teachers")
 
@@ -94,6 +100,7 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         max_wait: MaxWait = None,
         prices: PricesFile = None,
         ack_terms: AckTerms = None,
+        env_file: EnvFile = None,
         json_: AsJson = False,
         quiet: Quiet = False,
     ) -> None:
@@ -138,6 +145,7 @@ def run(
     max_wait: MaxWait = None,
     prices: PricesFile = None,
     ack_terms: AckTerms = None,
+    env_file: EnvFile = None,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -189,6 +197,7 @@ def check(
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="SEEDS", help="Check these seeds with them.")] = None,
     teacher: TeacherOpt = None,
     set_: Set = None,
+    env_file: EnvFile = None,
 ) -> None:
     """Say everything about recipes, prompts, seeds and teachers that can be known without sending."""
     from kdgen.cli import work
@@ -213,13 +222,26 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     work.show_recipe(name)
 
 
-@teachers_app.callback(invoke_without_command=True)
-def teachers(context: typer.Context) -> None:
-    """List the teachers, or fetch a model for the embedded one."""
-    if context.invoked_subcommand is None:
-        from kdgen.cli import work
+@teachers_app.command("list")
+def teachers_list(
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SPEC", help="Teachers as --teacher names them, or recipe files [all kinds]."),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Ask the providers too for their list of models; nothing is billed.")
+    ] = False,
+    prices: PricesFile = None,
+    env_file: EnvFile = None,
+    json_: Json = False,
+) -> None:
+    """Say what is installed and reachable, and what each teacher takes, costs and allows (the default).
 
-        work.list_teachers()
+    A server that a SPEC or recipe names by its address is asked for its list of models. No request is billed.
+    """
+    from kdgen.cli.teachers import teachers
+
+    teachers(specs or (), ask=probe, prices=prices, as_json=json_)
 
 
 @teachers_app.command("pull")
@@ -228,6 +250,23 @@ def teachers_pull(name: Annotated[str, typer.Argument(metavar="NAME")] = "qwen2.
     from kdgen.cli import work
 
     work.pull(name)
+
+
+@app.command("doctor")
+def look(
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SPEC", help="Teachers, or recipe files, whose servers are asked for their models."),
+    ] = None,
+    ledger: LedgerOpt = ".kdgen/ledger.db",
+    env_file: EnvFile = None,
+    json_: Json = False,
+) -> None:
+    """Look at the whole set-up, one line a check; exit 2 where one fails. Nothing is billed."""
+    from kdgen.cli.doctor import doctor
+
+    if not doctor(specs or (), ledger=ledger, as_json=json_):
+        raise typer.Exit(2)
 
 
 def _version(value: bool) -> None:
@@ -243,6 +282,7 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    env_file: EnvFile = None,
 ) -> None:
     """Options that stand before any command."""
 
@@ -252,10 +292,12 @@ def main(arguments: list[str] | None = None) -> Any:
     from kdgen.errors import DISK, KdgenError, disk_error
 
     try:
-        with _stoppable():
+        with stoppable():
             return app(arguments)
     except KdgenError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from kdgen.teachers.keys import masked
+
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of stdout has gone; say so by the code that shells expect, without a traceback.
@@ -272,23 +314,3 @@ def main(arguments: list[str] | None = None) -> Any:
             with suppress(OSError):  # or Python would try again at its end, and say so
                 sys.stdout.close()
         sys.exit(refused.exit_code)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end what a run's own handlers do not cover, with nothing left behind."""
-    old = {}
-    if threading.current_thread() is threading.main_thread():
-        old = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _stop(number: int, frame: object) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)  # another must not break the tidying up
-    print(f"error: interrupted by {signal.Signals(number).name}", file=sys.stderr)
-    sys.exit(130)

@@ -242,22 +242,6 @@ def show_recipe(name: str) -> None:
     print(known[name].read_text(encoding="utf-8"), end="")
 
 
-def list_teachers() -> None:
-    """The providers, and the models of the embedded teacher."""
-    from kdgen.teachers.models import MODELS, find
-
-    print("openai:MODEL             OpenAI, with OPENAI_API_KEY")
-    print("openai:MODEL@BASE_URL    any compatible server")
-    print("anthropic:MODEL          Claude, with ANTHROPIC_API_KEY")
-    print("vllm:MODEL               vLLM in this process, with kdgen[vllm]")
-    print("vllm:MODEL@BASE_URL      a vLLM server")
-    print("scripted:FILE            replies from a file")
-    print("local:PATH.gguf          a model of your own, in this process")
-    for name, model in MODELS.items():
-        state = "in the cache" if find(name) else f"{model.size / 1e6:,.0f} MB, kdgen teachers pull {name}"
-        print(f"local:{name:18} {model.licence}, {model.origin} ({state})")
-
-
 def pull(name: str) -> None:
     """Fetch a model into the cache and print its path."""
     from kdgen.teachers.models import pull as fetch

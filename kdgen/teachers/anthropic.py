@@ -14,7 +14,8 @@ from kdgen.record import Frozen
 from kdgen.teachers import models_table
 from kdgen.teachers.base import BatchApi, Call, Finish, Params, Raw, Reply, Request, TeacherSpec, Usage, Wire
 from kdgen.teachers.chat import MALFORMED, count_of, malformed, table_of, text_of
-from kdgen.teachers.openai import EFFORTS, SdkWire, key_needs, may_send_key, read_key
+from kdgen.teachers.keys import EnvName, check_key, guarded, key_needs, may_send_key
+from kdgen.teachers.openai import EFFORTS, SdkWire, read_key
 from kdgen.teachers.urls import wrong_url
 
 KEY = "ANTHROPIC_API_KEY"
@@ -48,7 +49,8 @@ class Anthropic(TeacherSpec):
 
     provider: Literal["anthropic"] = "anthropic"
     base_url: str | None = None
-    api_key_env: str = KEY
+    api_key_env: EnvName = KEY
+    api_key_file: str | None = Field(None, description="a file that holds the key alone, instead of a variable")
     max_tokens: int = Field(4096, ge=1)
     cache: Annotated[Literal["off", "5m", "1h"], BeforeValidator(_off)] = Field(
         "off", description="keep the system message, which all requests of a stage share, in Anthropic's prompt cache"
@@ -67,6 +69,7 @@ class Anthropic(TeacherSpec):
         """A model must be named, a URL must be one, and no field may be without effect."""
         if not self.model:
             raise UserError("no model is named", where=self.label, hint="--teacher anthropic:MODEL")
+        check_key(self)
         for cause, hint in wrong_url(self.base_url) if self.base_url is not None else ():
             raise UserError(cause, where=self.label, hint=hint)
         if self.display and not (self.thinking == "adaptive" or isinstance(self.thinking, Budget)):
@@ -174,7 +177,7 @@ class Anthropic(TeacherSpec):
     def connect(self) -> Wire:
         """The official SDK, with its own address or that of `base_url`."""
         sdk, key = self._sdk(), read_key(self)
-        return SdkWire(sdk, self._client(key), "/v1/messages", key)
+        return SdkWire(sdk, self._client(key), "/v1/messages", keyed=bool(key))
 
     def batches(self) -> BatchApi:
         """Anthropic's Message Batches."""
@@ -199,6 +202,6 @@ class Anthropic(TeacherSpec):
             base_url=self.base_url.rstrip("/").removesuffix("/v1") if self.base_url else None,
             default_headers=None if key else {"authorization": sdk.omit},
             timeout=self.timeout,
-            http_client=sdk.DefaultAioHttpClient(),
+            http_client=guarded(sdk, key),
             open_telemetry=False,
         )

@@ -11,6 +11,7 @@ from pydantic import Field
 from kdgen.errors import UserError
 from kdgen.teachers.calls import Call, Fault, FaultKind, Finish, Params, Raw, Reply, Request, Usage
 from kdgen.teachers.chat import chat_body, read_chat
+from kdgen.teachers.heed import unheeded
 
 __all__ = [
     "BatchApi",
@@ -29,6 +30,12 @@ __all__ = [
     "chat_body",
     "read_chat",
 ]
+
+
+Lack = Literal[
+    "temperature", "top_p", "max_tokens", "seed", "stop", "presence_penalty", "frequency_penalty", "logprobs", "effort",
+    "schema",
+]  # fmt: skip
 
 
 class Wire(Protocol):
@@ -104,6 +111,8 @@ class TeacherSpec(Params):
         "fail", description="a parameter this teacher does not take: a config error, or left out and reported"
     )
 
+    lacks: tuple[Lack, ...] = Field((), description="what this server is known not to take; schema: none is sent")
+
     wire: ClassVar[str] = "openai.chat"
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields) - {"effort"}
 
@@ -142,7 +151,7 @@ class TeacherSpec(Params):
         Raises UserError where one is not taken and `unsupported` is "fail".
         """
         merged = params.over(self)
-        taken = self.accepts()
+        taken = self.accepts() - set(self.lacks)
         alien = [name for name in merged.given() if name not in taken]
         if alien and self.unsupported == "fail":
             role = where.rsplit(" ", 1)[-1]
@@ -155,6 +164,10 @@ class TeacherSpec(Params):
         if alien:
             merged = Params(**{name: value for name, value in merged.given().items() if name not in alien})
         return merged, alien
+
+    def ignored(self, params: Params, reply: Reply) -> list[str]:
+        """The parameters that a reply shows to have been ignored."""
+        return list(unheeded(params, reply))
 
     def request(self, call: Call) -> Request:
         """The wire's own JSON for `call`."""

@@ -19,6 +19,7 @@ from kdgen.errors import EndpointError, Interrupted, KdgenError, Rejected
 from kdgen.teachers.base import Fault, Raw, Reply, Request, TeacherSpec, Wire
 from kdgen.teachers.batch import Batches
 from kdgen.teachers.bill import Bill, Hold
+from kdgen.teachers.heed import explain
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.limits import Limits
 
@@ -197,6 +198,7 @@ class Dispatch:
         try:
             return await self._again(request, first)
         except Fault as fault:
+            explain(self.spec.label, request, fault, served=self._successes > 0)
             if fault.kind == "stop":
                 stop = EndpointError(fault.message, where=self.spec.label, hint=fault.hint)
                 self.halt.set(stop)

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from kdgen.teachers.base import Fault, Raw, Request
+from kdgen.teachers.keys import Key
 
 KEPT = ("x-request-id", "request-id", "openai-processing-ms")
 LIMITS = (
@@ -34,7 +35,8 @@ class HttpWire:
         import aiohttp
 
         self.url = url
-        self._secret = headers.get("authorization", "").removeprefix("Bearer ")
+        self._keyed = "authorization" in headers
+        self._key = Key(headers.get("authorization", "").removeprefix("Bearer "))
         self._http = aiohttp
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=60),
@@ -47,8 +49,8 @@ class HttpWire:
         """Send once. Raises Fault; a body that is cut or not JSON is transient and may have been billed."""
         try:
             async with self._session.post(self.url, data=request.body) as response:
-                body = await response.read()
-                return checked(response.status, response.headers, body, self._secret or None)
+                body = self._key.strike(await response.read())
+                return checked(response.status, self._key.headers(response.headers), body, keyed=self._keyed)
         except self._http.ClientConnectorError as error:
             hint = f"is a server listening at {self.url}?"
             raise Fault("transient", f"cannot connect: {error.os_error}", hint=hint) from None
@@ -56,18 +58,15 @@ class HttpWire:
             raise Fault("stop", f"not a URL: {error}", hint="base_url looks like http://HOST:PORT/v1") from None
         except (self._http.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
             text = f"the connection broke: {type(error).__name__} {error}".rstrip()
-            raise Fault("transient", text, billed=True) from None
+            raise Fault("transient", self._key.clean(text), billed=True) from None
 
     async def close(self) -> None:
         """Close the session."""
         await self._session.close()
 
 
-def checked(status: int, headers: Mapping[str, str], body: bytes, secret: str | None = "") -> Raw:
-    """A 2xx reply whose body is a JSON object, or the Fault that it is; a key that an error repeats is struck out.
-
-    `secret` is the key that was sent, None where none was.
-    """
+def checked(status: int, headers: Mapping[str, str], body: bytes, *, keyed: bool = True) -> Raw:
+    """A 2xx reply whose body is a JSON object, or the Fault that it is; `keyed`: whether a key was sent."""
     if 200 <= status < 300:
         try:
             reply = orjson.loads(body)
@@ -81,8 +80,8 @@ def checked(status: int, headers: Mapping[str, str], body: bytes, secret: str | 
             told = {name: headers[name] for name in LIMITS if name in headers}
             return Raw(body, {name: headers[name] for name in KEPT if name in headers}, told)
         status = hidden
-    wrong = fault(status, headers, body.replace(secret.encode(), b"[key]") if secret else body)
-    if status == 401 and secret is None:
+    wrong = fault(status, headers, body)
+    if status == 401 and not keyed:
         wrong.hint = "no key was sent; name its variable: --set teachers.ROLE.api_key_env=NAME"
     raise wrong
 

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +16,7 @@ from kdgen.errors import UserError
 from kdgen.teachers import models_table, responses
 from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body
 from kdgen.teachers.http import HttpWire, checked
+from kdgen.teachers.keys import EnvName, check_key, guarded, key_needs, key_of, may_send_key
 from kdgen.teachers.urls import wrong_url
 
 KEY = "OPENAI_API_KEY"
@@ -30,13 +29,14 @@ class OpenAI(TeacherSpec):
     """OpenAI's models, or a compatible server at `base_url`.
 
     `extra` holds fields of the server's own (`top_k`, `min_p`, `chat_template_kwargs`, …); they are sent
-    as they are. The key comes from the environment variable that `api_key_env` names; a server at `base_url` is sent
-    one only where the recipe names it.
+    as they are. The key comes from the environment variable that `api_key_env` names, or from `api_key_file`; a server at
+    `base_url` is sent one only where the recipe names it.
     """
 
     provider: Literal["openai"] = "openai"
     base_url: str | None = None
-    api_key_env: str = KEY
+    api_key_env: EnvName = KEY
+    api_key_file: str | None = Field(None, description="a file that holds the key alone, instead of a variable")
     api: Literal["auto", "chat", "responses"] = Field(
         "auto", description="the API that is asked; auto: chat, and responses for OpenAI's models that need it"
     )
@@ -63,6 +63,7 @@ class OpenAI(TeacherSpec):
         """A model must be named, a URL must be one, and no field may be without effect."""
         if not self.model:
             raise UserError("no model is named", where=self.label, hint="--teacher openai:MODEL")
+        check_key(self)
         for cause, hint in wrong_url(self.base_url) if self.base_url is not None else ():
             raise UserError(cause, where=self.label, hint=hint)
         if self.summary and self.dialect == "chat":
@@ -99,7 +100,9 @@ class OpenAI(TeacherSpec):
         except UserError as error:
             refused = asked._refused()
             why = "; ".join(dict.fromkeys(refused[name] for name in params.over(self).given() if name in refused))
-            raise UserError(f"{error.cause} ({why})", where=error.where, hint=error.hint) from None
+            raise UserError(
+                f"{error.cause} ({why})" if why else error.cause, where=error.where, hint=error.hint
+            ) from None
 
     def request(self, call: Call) -> Request:
         """The wire's own JSON for `call`."""
@@ -135,7 +138,7 @@ class OpenAI(TeacherSpec):
         if self.base_url is None:
             import openai
 
-            wire = SdkWire(openai, self._client(key), path, key)
+            wire = SdkWire(openai, self._client(key), path, keyed=True)
         else:
             headers = {"authorization": f"Bearer {key}"} if key else {}
             wire = HttpWire(self.base_url.rstrip("/") + path, headers, connections=self.concurrency)
@@ -156,30 +159,14 @@ class OpenAI(TeacherSpec):
             base_url=self.base_url,
             max_retries=0,
             timeout=self.timeout,
-            http_client=openai.DefaultAioHttpClient(),
+            http_client=guarded(openai, key),
         )
-
-
-def may_send_key(spec: Any) -> bool:
-    """Whether a teacher's key is sent: to its provider, and to an address of the user's only by the variable's name."""
-    return spec.base_url is None or "api_key_env" in spec.model_fields_set
-
-
-def key_needs(spec: Any, *, needed: bool) -> dict[str, str]:
-    """What is wrong with the key in a teacher's environment variable, with the way out."""
-    key = os.environ.get(spec.api_key_env, "").strip()
-    if needed and not key:
-        hint = f"export {spec.api_key_env}=…, or use the embedded teacher: --teacher local"
-        return {f"{spec.api_key_env} is not set": hint}
-    if not key.isascii() or any(mark.isspace() for mark in key):
-        return {f"{spec.api_key_env} holds characters that no key has": "set it again"}
-    return {}
 
 
 def read_key(spec: Any) -> str:
     """The API key to send, if any. Raises UserError where it lacks or cannot be one."""
     spec.ready()
-    return os.environ.get(spec.api_key_env, "").strip() if may_send_key(spec) else ""
+    return key_of(spec) if may_send_key(spec) else ""
 
 
 class SdkWire:
@@ -188,19 +175,18 @@ class SdkWire:
     The SDKs of OpenAI and Anthropic are made by one generator and have the same names for the same things.
     """
 
-    def __init__(self, sdk: Any, client: Any, path: str, key: str) -> None:
+    def __init__(self, sdk: Any, client: Any, path: str, *, keyed: bool) -> None:
         import httpx2
 
         self._sdk = sdk
         self._client = client
         self._path = path
-        self._key = key if len(key) >= 8 else ""
-        self._keyed = bool(key)
+        self._keyed = keyed
         self._http: Any = httpx2
         self._options: Any = {"headers": {"content-type": "application/json"}}
 
     async def send(self, request: Request) -> Raw:
-        """Send the request's own bytes once. Raises Fault. Nothing that comes back holds the key."""
+        """Send the request's own bytes once. Raises Fault."""
         sdk = self._sdk
         try:
             response = await self._client.post(
@@ -210,16 +196,12 @@ class SdkWire:
             response = error.response
         except sdk.APIConnectionError as error:
             raise self._broken(error.__cause__ or error) from None
-        body: bytes = response.content
-        headers: Mapping[str, str] = response.headers
-        body = body.replace(self._key.encode(), b"[key]") if self._key else body
-        return checked(response.status_code, headers, body, "" if self._keyed else None)
+        return checked(response.status_code, response.headers, response.content, keyed=self._keyed)
 
     def _broken(self, cause: BaseException) -> Fault:
         """The Fault of a request without a reply: only one that may have arrived may have been billed."""
         http = self._http
         text = f"{type(cause).__name__} {cause}".rstrip()
-        text = text.replace(self._key, "[key]") if self._key else text
         if isinstance(cause, http.InvalidURL | http.UnsupportedProtocol):
             return Fault("stop", f"not a URL: {text}", hint="base_url looks like https://HOST")
         if isinstance(cause, http.ConnectError | http.ConnectTimeout | http.PoolTimeout):

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from kdgen.errors import UserError
 from kdgen.record import Frozen
-from kdgen.teachers.base import Call, Fault, Params, Raw, Request, TeacherSpec, Wire, chat_body
+from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body
 
 
 class Rule(Frozen):
@@ -64,6 +64,10 @@ class Scripted(TeacherSpec):
     def body(self, call: Call) -> dict[str, Any]:
         """The chat-completions body, with the file's stem as the model."""
         return chat_body(self.stem, call)
+
+    def ignored(self, params: Params, reply: Reply) -> list[str]:
+        """None: what the file says is the reply."""
+        return []
 
     def connect(self) -> Wire:
         """Read the file."""

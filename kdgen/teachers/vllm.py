@@ -22,8 +22,8 @@ from kdgen.resources import did_you_mean
 from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body, read_chat
 from kdgen.teachers.chat import MALFORMED, malformed
 from kdgen.teachers.http import HttpWire
+from kdgen.teachers.keys import EnvName, check_key, key_needs, key_of
 from kdgen.teachers.models import file_digest
-from kdgen.teachers.openai import key_needs
 from kdgen.teachers.urls import wrong_url
 
 # Fields of a body that vLLM reads and kdgen has no field for (0.32's ChatCompletionRequest).
@@ -71,7 +71,8 @@ class Vllm(TeacherSpec):
     provider: Literal["vllm"] = "vllm"
     base_url: str | None = None
     base_urls: tuple[str, ...] = Field((), description="servers of one model; each request goes to the least loaded")
-    api_key_env: str = "VLLM_API_KEY"
+    api_key_env: EnvName = "VLLM_API_KEY"
+    api_key_file: str | None = Field(None, description="a file that holds the key alone, instead of a variable")
     concurrency: int = Field(64, ge=1, le=4096, description="requests in flight at most")
     prompt_logprobs: int | None = Field(None, ge=0, description="top-k logprobs of each token of the prompt")
     lora: str | None = None
@@ -97,6 +98,7 @@ class Vllm(TeacherSpec):
 
     def check(self) -> None:
         """A model must be named, a URL must be one, and no field may be without effect."""
+        check_key(self)
         for cause, hint in self._wrong():
             raise UserError(cause, where=self.label, hint=hint)
 
@@ -129,9 +131,9 @@ class Vllm(TeacherSpec):
             yield f"vLLM would ignore {name} here", did_you_mean(name, known) or other
 
     def needs(self) -> dict[str, str]:
-        """vLLM itself, where no server is named. A server's key is optional, unless the recipe names its variable."""
+        """vLLM itself, where no server is named. A server's key is optional, unless the recipe names it."""
         if self.urls:
-            return key_needs(self, needed="api_key_env" in self.model_fields_set)
+            return key_needs(self, needed=bool({"api_key_env", "api_key_file"} & self.model_fields_set))
         return {} if importlib.util.find_spec("vllm") else {"vllm is not installed": INSTALL}
 
     def origin(self) -> dict[str, str]:
@@ -191,7 +193,7 @@ class Vllm(TeacherSpec):
             arguments = {"max_num_seqs": self.concurrency, **self.engine}
             adapter = (self._adapter, os.path.expanduser(self.lora)) if self.lora else None
             return EngineWire(_path(self.model), arguments, adapter)
-        key = os.environ.get(self.api_key_env, "").strip()
+        key = key_of(self)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         wires = [
             HttpWire(url.rstrip("/") + "/chat/completions", headers, connections=self.concurrency) for url in self.urls
