@@ -1,18 +1,21 @@
-"""The lean wire: one aiohttp session for vLLM and every OpenAI-compatible server.
+"""The lean wire for vLLM and every OpenAI-compatible server, and how every wire classes what comes back.
 
-The official SDK costs five to ten times the CPU of this (bench/); where a server is one's own and fast,
-that is the limit, so only the providers' own endpoints go through their SDKs.
+The official SDK costs ten times the CPU of this (bench/); where a server is one's own and fast, that is the limit, so
+only the providers' own endpoints go through their SDKs.
 """
 
 from __future__ import annotations
 
-import asyncio
+import resource
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
 
+from kdgen.errors import UserError
 from kdgen.teachers.base import Fault, Raw, Request
+from kdgen.teachers.http1 import Broken, Client, NoConnection
 
 KEPT = ("x-request-id", "request-id", "openai-processing-ms")
 LIMITS = (
@@ -21,6 +24,8 @@ LIMITS = (
     "anthropic-ratelimit-requests-limit",
     "anthropic-ratelimit-tokens-limit",
 )
+# A gateway that gave up on the model behind it: that may have answered, and billed, all the same.
+TIMED_OUT = (408, 504, 524)
 HOPELESS = frozenset(
     "insufficient_quota billing_hard_limit_reached billing_error account_deactivated organization_on_hold "
     "enforced_spend_limit_reached contract_spend_limit_reached model_not_found".split()
@@ -31,36 +36,38 @@ class HttpWire:
     """POSTs a request's bytes to one URL."""
 
     def __init__(self, url: str, headers: dict[str, str], *, connections: int) -> None:
-        import aiohttp
-
+        """Raises UserError where `url` is none."""
         self.url = url
         self._secret = headers.get("authorization", "").removeprefix("Bearer ")
-        self._http = aiohttp
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=60),
-            headers={"content-type": "application/json", **headers},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
-            auto_decompress=True,
-        )
+        _allow_files(connections)
+        try:
+            self._client = Client(url, {"content-type": "application/json", "user-agent": "kdgen", **headers})
+        except ValueError as error:
+            raise UserError(f"{url!r} is not a URL: {error}", hint="base_url looks like http://HOST:PORT/v1") from None
 
     async def send(self, request: Request) -> Raw:
         """Send once. Raises Fault; a body that is cut or not JSON is transient and may have been billed."""
         try:
-            async with self._session.post(self.url, data=request.body) as response:
-                body = await response.read()
-                return checked(response.status, response.headers, body, self._secret or None)
-        except self._http.ClientConnectorError as error:
-            hint = f"is a server listening at {self.url}?"
-            raise Fault("transient", f"cannot connect: {error.os_error}", hint=hint) from None
-        except self._http.InvalidURL as error:
-            raise Fault("stop", f"not a URL: {error}", hint="base_url looks like http://HOST:PORT/v1") from None
-        except (self._http.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
-            text = f"the connection broke: {type(error).__name__} {error}".rstrip()
-            raise Fault("transient", text, billed=True) from None
+            status, headers, body = await self._client.post(request.body)
+        except NoConnection as error:
+            raise Fault("transient", f"cannot connect: {error}", hint=f"is a server listening at {self.url}?") from None
+        except Broken as error:
+            raise Fault("transient", f"the connection broke: {error}", billed=True) from None
+        return checked(status, headers, body, self._secret or None)
 
     async def close(self) -> None:
-        """Close the session."""
-        await self._session.close()
+        """Close the connections."""
+        self._client.close()
+
+
+def _allow_files(connections: int) -> None:
+    """Let this process hold open as many connections as it may ask for; many systems start it with 1,024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def checked(status: int, headers: Mapping[str, str], body: bytes, secret: str | None = "") -> Raw:
@@ -105,20 +112,30 @@ def _hidden(reply: Mapping[str, Any]) -> int:
 def fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     """Class an error reply by status and error code (the codes of OpenAI, Anthropic and vLLM)."""
     code, message = error_of(body)
+    if 300 <= status < 400:
+        message = f"the server sends to {excerpt(headers.get('location', 'another place'), 200)}"
     text = f"HTTP {status}: {message}"
-    after = retry_after(headers)
-    if status in (401, 403):
-        return Fault("stop", text, status=status, hint="check the API key and what it may use")
-    if status == 402 or code in HOPELESS:
-        hint = "check the model's name" if code == "model_not_found" else "check the account's quota and billing"
+    if hint := _hopeless(status, code):
         return Fault("stop", text, status=status, hint=hint)
-    if status == 404:
-        return Fault("stop", text, status=status, hint="check the model's name and the base URL")
+    after = retry_after(headers)
     if status == 429 or (status == 503 and "queue" in message.lower()):
         return Fault("rate", text, status=status, retry_after=after)
     if status in (408, 409, 425) or status >= 500:
-        return Fault("transient", text, status=status, retry_after=after)
+        return Fault("transient", text, status=status, retry_after=after, billed=status in TIMED_OUT)
     return Fault("never", text, status=status)
+
+
+def _hopeless(status: int, code: str) -> str:
+    """What to do where no request can succeed; empty where another may."""
+    if status in (401, 403):
+        return "check the API key and what it may use"
+    if code == "model_not_found":
+        return "check the model's name"
+    if status == 402 or code in HOPELESS:
+        return "check the account's quota and billing"
+    if status == 404:
+        return "check the model's name and the base URL"
+    return "put that address in base_url" if 300 <= status < 400 else ""
 
 
 def error_of(body: bytes) -> tuple[str, str]:
