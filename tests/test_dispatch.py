@@ -16,7 +16,8 @@ from server import Answer, FakeWire, Script, echo_answer, last
 from kdgen.errors import BudgetReached, EndpointError, Interrupted, Rejected, UserError
 from kdgen.teachers.base import Call, Fault, Params, Raw, Request
 from kdgen.teachers.bill import Bill, Budget
-from kdgen.teachers.dispatch import Backoff, Dispatch, Halt
+from kdgen.teachers.dispatch import Backoff, Dispatch
+from kdgen.teachers.halt import Halt
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.openai import OpenAI
 

@@ -34,7 +34,7 @@ from server import (
 from kdgen.errors import BudgetReached, EndpointError, GateFailed, UserError
 from kdgen.teachers import AnyTeacher
 from kdgen.teachers.base import Call, Fault, Params, TeacherSpec
-from kdgen.teachers.dispatch import Halt
+from kdgen.teachers.halt import Halt
 from kdgen.teachers.http import checked, error_of, fault, retry_after
 from kdgen.teachers.local import Local
 from kdgen.teachers.scripted import Scripted

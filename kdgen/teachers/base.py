@@ -105,6 +105,7 @@ class TeacherSpec(Params):
     )
 
     wire: ClassVar[str] = "openai.chat"
+    metered: ClassVar[bool] = False  # whether an endpoint of this kind may have limits, which its first reply tells
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields) - {"effort"}
 
     @property

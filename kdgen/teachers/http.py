@@ -85,8 +85,7 @@ def checked(status: int, headers: Mapping[str, str], body: bytes, secret: str | 
         if not isinstance(reply, dict):
             raise Fault("transient", f"the body is not a reply: {excerpt(body, 80)!r}", status=status, billed=True)
         if not (hidden := _hidden(reply)):
-            told = {name: headers[name] for name in LIMITS if name in headers}
-            return Raw(body, {name: headers[name] for name in KEPT if name in headers}, told)
+            return Raw(body, {name: headers[name] for name in KEPT if name in headers}, _told(headers))
         status = hidden
     wrong = fault(status, headers, body.replace(secret.encode(), b"[key]") if secret else body)
     if status == 401 and secret is None:
@@ -109,6 +108,10 @@ def _hidden(reply: Mapping[str, Any]) -> int:
     return code if 400 <= code < 600 else 502
 
 
+def _told(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: headers[name] for name in LIMITS if name in headers}
+
+
 def fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     """Class an error reply by status and error code (the codes of OpenAI, Anthropic and vLLM)."""
     code, message = error_of(body)
@@ -119,7 +122,7 @@ def fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
         return Fault("stop", text, status=status, hint=hint)
     after = retry_after(headers)
     if status == 429 or (status == 503 and "queue" in message.lower()):
-        return Fault("rate", text, status=status, retry_after=after)
+        return Fault("rate", text, status=status, retry_after=after, limits=_told(headers))
     if status in (408, 409, 425) or status >= 500:
         return Fault("transient", text, status=status, retry_after=after, billed=status in TIMED_OUT)
     return Fault("never", text, status=status)

@@ -2,9 +2,10 @@
 
 A reply is committed raw, with `synchronous=FULL`, before anything parses it. A request is claimed
 before it is sent, so that a second process on the same ledger waits for the answer instead of paying
-for it again. An owner holds a file lock for as long as it lives: the kernel frees it at a kill -9, so a
-dead owner is known at once, by no clock. Claims that a dead owner left are the requests that may have
-been billed without a reply; they are counted and asked again.
+for it again; a claim need not outlive the machine, so it waits for no disk. An owner holds a file lock
+for as long as it lives: the kernel frees it at a kill -9, so a dead owner is known at once, by no clock.
+Claims that a dead owner left are the requests that may have been billed without a reply; they are
+counted and asked again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ CREATE TABLE IF NOT EXISTS calls (
   headers TEXT NOT NULL, teacher TEXT NOT NULL, sent_at REAL NOT NULL, came_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL, sent_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS paces (name TEXT PRIMARY KEY, next REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS limits (name TEXT PRIMARY KEY, rate REAL NOT NULL, told_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS batches (
   name TEXT PRIMARY KEY, teacher TEXT NOT NULL, owner TEXT NOT NULL, remote TEXT, state TEXT NOT NULL,
   made_at REAL NOT NULL, size INTEGER NOT NULL, error TEXT NOT NULL DEFAULT '');
@@ -44,20 +46,23 @@ CREATE TABLE IF NOT EXISTS batch_items (
   state TEXT NOT NULL, tries INTEGER NOT NULL, detail TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS spend (month TEXT PRIMARY KEY, tokens INTEGER NOT NULL, usd REAL NOT NULL);
 """
+CLAIM = "INSERT OR IGNORE INTO claims SELECT ?,?,? WHERE NOT EXISTS (SELECT 1 FROM calls WHERE key=?)"
 POLL = 0.05
 
 
 class _Op(NamedTuple):
     run: Callable[[sqlite3.Connection], Any]
     done: asyncio.Future[Any]
+    durable: bool
 
 
 class Ledger:
     """One open ledger. Reads are synchronous (a few microseconds); writes are grouped into commits by a thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """Open or make the file. Raises UserError where that cannot be done."""
         self.path = path
+        self.clock = clock
         self.owner = f"{os.getpid()}-{secrets.token_hex(4)}"
         self.orphans = 0
         self._lock_file: int | None = None
@@ -133,58 +138,62 @@ class Ledger:
         key = bytes.fromhex(request.key)
 
         def run(db: sqlite3.Connection) -> bool:
-            if db.execute("SELECT 1 FROM calls WHERE key=?", (key,)).fetchone():
-                return False
+            row = (key, self.owner, self.clock())
+            if db.execute(CLAIM, (*row, key)).rowcount:
+                return True
             found = db.execute("SELECT owner FROM claims WHERE key=?", (key,)).fetchone()
-            if found and self.alive(found[0]):
+            if not found or self.alive(found[0]):
                 return False
-            self.orphans += bool(found)
-            db.execute("INSERT OR REPLACE INTO claims VALUES (?,?,?)", (key, self.owner, time.time()))
+            self.orphans += 1
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?,?,?)", row)
             return True
 
-        return bool(await self.transact(run))
+        return bool(await self.transact(run, durable=False))
 
-    async def settle(self, request: Request, teacher: str, sent_at: float, raw: Raw) -> None:
-        """Store the reply and free the claim, in one commit. Returns when it is on disk."""
+    def settle(self, request: Request, teacher: str, sent_at: float, raw: Raw) -> asyncio.Future[Any]:
+        """Store the reply and free the claim, in one commit, which no cancellation stops. Await it: then it is on disk."""
         key = bytes.fromhex(request.key)
         headers = orjson.dumps(raw.headers).decode()
-        row = (key, request.wire, request.nth, request.body, raw.body, headers, teacher, sent_at, time.time())
+        row = (key, request.wire, request.nth, request.body, raw.body, headers, teacher, sent_at, self.clock())
 
         def run(db: sqlite3.Connection) -> None:
             db.execute("INSERT OR IGNORE INTO calls VALUES (?,?,?,?,?,?,?,?,?)", row)
             db.execute("DELETE FROM claims WHERE key=?", (key,))
 
-        await self.transact(run)
+        return self.transact(run)
 
-    async def free(self, request: Request) -> None:
-        """Give a claim back unanswered."""
-        key = bytes.fromhex(request.key)
-        await self.transact(lambda db: db.execute("DELETE FROM claims WHERE key=? AND owner=?", (key, self.owner)))
+    def free(self, request: Request) -> asyncio.Future[Any]:
+        """Give a claim back unanswered, which no cancellation stops."""
+        values = (bytes.fromhex(request.key), self.owner)
+        return self.transact(lambda db: db.execute("DELETE FROM claims WHERE key=? AND owner=?", values), durable=False)
 
-    async def pace(self, name: str, gap: float) -> float:
-        """Reserve the next turn of a limit that every process on this ledger shares; seconds until it comes.
+    async def pace(self, gaps: Mapping[str, float]) -> float:
+        """Reserve the next turn of limits that every process on this ledger shares; seconds until it comes in all of them.
 
-        Turns are `gap` seconds apart (the generic cell rate algorithm without a burst).
+        Each turn of a limit keeps the next away for its gap in seconds (the generic cell rate algorithm without a burst).
         """
 
         def run(db: sqlite3.Connection) -> float:
-            now = time.time()
-            found = db.execute("SELECT next FROM paces WHERE name=?", (name,)).fetchone()
-            turn = max(now, found[0]) if found else now
-            db.execute("INSERT OR REPLACE INTO paces VALUES (?,?)", (name, turn + gap))
-            return turn - now
+            now = self.clock()
+            wait = 0.0
+            for name, gap in gaps.items():
+                found = db.execute("SELECT next FROM paces WHERE name=?", (name,)).fetchone()
+                turn = max(now, found[0]) if found else now
+                db.execute("INSERT OR REPLACE INTO paces VALUES (?,?)", (name, turn + gap))
+                wait = max(wait, turn - now)
+            return wait
 
-        return float(await self.transact(run))
+        return float(await self.transact(run, durable=False))
 
-    async def pause(self, name: str, seconds: float) -> None:
-        """Let no turn of a limit come for `seconds`: the endpoint asked for it."""
-        until = time.time() + seconds
-        await self.transact(
-            lambda db: db.execute(
-                "INSERT INTO paces VALUES (?,?) ON CONFLICT (name) DO UPDATE SET next=max(next, excluded.next)",
-                (name, until),
-            )
-        )
+    def limit(self, name: str, within: float) -> float | None:
+        """The rate that an endpoint told a process on this ledger in the last `within` seconds."""
+        row = self.one("SELECT rate FROM limits WHERE name=? AND told_at>=?", name, self.clock() - within)
+        return float(row[0]) if row else None
+
+    async def told(self, name: str, rate: float) -> None:
+        """Keep a rate that an endpoint told."""
+        row = (name, rate, self.clock())
+        await self.transact(lambda db: db.execute("INSERT OR REPLACE INTO limits VALUES (?,?,?)", row), durable=False)
 
     def spent(self, month: str) -> tuple[int, float]:
         """(tokens, dollars) that a month cost, over all processes of this ledger; what is reserved counts."""
@@ -264,8 +273,8 @@ class Ledger:
         finally:
             os.close(handle)
 
-    async def transact(self, run: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Run `run` inside the next commit; its result, once that is on disk."""
+    def transact(self, run: Callable[[sqlite3.Connection], Any], *, durable: bool = True) -> asyncio.Future[Any]:
+        """Run `run` inside the next commit; its result, once that is on disk (or where not `durable`, in the file)."""
         if self._writer is None:
             try:
                 self._lock_file = self._live()
@@ -274,13 +283,13 @@ class Ledger:
             self._writer = threading.Thread(target=self._work, args=(asyncio.get_running_loop(),), daemon=True)
             self._writer.start()
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._ops.put(_Op(run, done))
-        return await done
+        self._ops.put(_Op(run, done, durable))
+        return done
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Commit whatever has queued up while the last commit was on its way to disk."""
         db = self._connect()
-        closing = False
+        synced, closing = True, False
         while not closing:
             batch = [self._ops.get()]
             while not self._ops.empty():
@@ -292,6 +301,8 @@ class Ledger:
             results: list[Any] = []
             error: Exception | None = None
             try:
+                if synced != (synced := any(op.durable for op in ops)):
+                    db.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
                 db.execute("BEGIN IMMEDIATE")
                 results = [op.run(db) for op in ops]
                 db.execute("COMMIT")

@@ -49,6 +49,7 @@ class OpenAI(TeacherSpec):
     prompt_cache_key: str | None = Field(None, description="requests with the same key share OpenAI's prompt cache")
     extra: dict[str, JsonValue] = {}
 
+    metered: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields)
 
     @property
