@@ -138,14 +138,14 @@ class Connection(asyncio.Protocol):
         elif status in (204, 304):
             self._size = 0
         elif "content-length" in headers:
-            self._size = int(headers["content-length"])
+            self._size = _size(headers["content-length"], 10)
 
     def _read_chunks(self) -> bool:
         """Move whole chunks from the buffer to the body; True at the last."""
         assert self._chunks is not None
         place = 0
         while (end := self._buffer.find(b"\r\n", place)) >= 0:
-            size = int(self._buffer[place:end].split(b";", 1)[0], 16)
+            size = _size(self._buffer[place:end].split(b";", 1)[0], 16)
             if size == 0:
                 # Trailers may follow; an empty line ends them.
                 tail = self._buffer.find(b"\r\n\r\n", end)
@@ -250,6 +250,13 @@ class Client:
                 self._addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
                 self._resolved = loop.time()
         return self._addresses
+
+
+def _size(text: str | bytearray, base: int) -> int:
+    size = int(text, base)
+    if size < 0:
+        raise ValueError(f"{size} is no size")
+    return size
 
 
 def _named(host: str, port: int | None) -> str:
