@@ -223,9 +223,10 @@ class Bill:
         """One request goes out."""
         self.requests += 1
 
-    def failed(self, fault: Fault, hold: Hold = NOTHING, lost: Hold = NOTHING) -> None:
-        """One request got no reply. Where it may have been billed, `lost` at worst, that counts against the budget."""
+    def failed(self, fault: Fault, hold: Hold = NOTHING, worst: Hold = NOTHING) -> None:
+        """One request got no reply. Where it may have been billed, its reservation (or `worst`) counts as spent."""
         self.failures += 1
+        lost = worst if hold is NOTHING else hold
         self.release(hold)
         if fault.billed:
             self.maybe_billed += 1
