@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
-AHEAD = 1024
+AHEAD, BREATH = 1024, 32
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -47,6 +47,8 @@ async def ordered(
             task.add_done_callback(done)
             running.append(task)
             busy += 1
+            if len(running) % BREATH == 0:
+                await asyncio.sleep(0)  # a source that never waits would keep the first from starting
             while running and (running[0].done() or busy >= window or len(running) >= window + AHEAD):
                 if running[0].done() or len(running) >= window + AHEAD:
                     yield await _result(running[0])

@@ -137,8 +137,8 @@ def test_no_more_than_concurrency_are_in_flight(tmp_path: Path, most: int) -> No
 
     async def go() -> None:
         bench = Bench(tmp_path / "l.db", concurrency=most)
-        bench.wire = bench.dispatch._wire = Counting(echo_answer, lambda: random.uniform(0.001, 0.004))
-        await bench.ask(*range(120))
+        bench.wire = bench.dispatch._wire = Counting(echo_answer, lambda: random.uniform(0.02, 0.04))
+        await bench.ask(*range(100))
         await bench.ledger.close()
 
     run(go())

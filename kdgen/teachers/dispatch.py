@@ -113,16 +113,16 @@ class Dispatch:
         """The raw reply, and the reply read from it where this run paid for it."""
         slot = Slot(self.limits.concurrency)
         try:
-            await slot.take()
-            self.halt.check()
-            while not await self.ledger.claim(request):
+            while not await self._claimed(request, slot):
                 raw = await self.ledger.wait(request)
                 if raw is not None:
                     return raw, None
                 self.halt.check()
             try:
+                self.halt.check()
                 sent_at = time.time()
                 raw, hold = await self._send(request, slot)
+                slot.give()  # the endpoint is done with it, whatever the disk takes
                 try:
                     await self.ledger.settle(request, self.spec.label, sent_at, raw)
                     return raw, self._account(request, raw, hold)
@@ -134,6 +134,26 @@ class Dispatch:
                 raise
         finally:
             slot.give()
+
+    async def _claimed(self, request: Request, slot: Slot) -> bool:
+        """Claim the request, then take a slot; False, and no slot, where another process has it.
+
+        A few claim ahead of the next free slots, so that those do not wait for the ledger.
+        """
+        door = self.limits.concurrency.door
+        await door.enter()
+        try:
+            self.halt.check()
+            if not await self.ledger.claim(request):
+                return False
+            try:
+                await slot.take()
+            except BaseException:
+                await self.ledger.free(request)
+                raise
+            return True
+        finally:
+            door.leave()
 
     def _account(self, request: Request, raw: Raw, hold: Hold) -> Reply:
         try:

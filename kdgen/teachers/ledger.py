@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS spend (month TEXT PRIMARY KEY, tokens INTEGER NOT NUL
 """
 CLAIM = "INSERT OR IGNORE INTO claims SELECT ?,?,? WHERE NOT EXISTS (SELECT 1 FROM calls WHERE key=?)"
 POLL = 0.05
+GATHER = 0.008  # a commit costs as much as twenty rows of it, so it waits for a few
 
 
 class _Op(NamedTuple):
@@ -217,13 +218,15 @@ class Ledger:
     async def wait(self, request: Request) -> Raw | None:
         """Wait while another process asks `request`; its reply, or None where it gave up or died."""
         key = bytes.fromhex(request.key)
+        pause = POLL
         while True:
             if found := self.get(request.key):
                 return found
             claim = self.one("SELECT owner FROM claims WHERE key=?", key)
             if not claim or not self.alive(claim[0]):
                 return self.get(request.key)
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(pause)
+            pause = min(1.0, 1.2 * pause)
 
     async def close(self) -> None:
         """Commit what is queued and let go of the file."""
@@ -292,6 +295,7 @@ class Ledger:
         synced, closing = True, False
         while not closing:
             batch = [self._ops.get()]
+            time.sleep(GATHER)
             while not self._ops.empty():
                 batch.append(self._ops.get())
             closing = None in batch

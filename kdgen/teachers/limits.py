@@ -28,26 +28,17 @@ TOKENS_PER_BYTE = 0.25
 REMEMBERED = 3600.0
 
 
-class Concurrency:
-    """A number of slots that grows while it helps and shrinks on rate limits; waiters are served in order.
+class Gate:
+    """A number of places; who waits for one is served in order."""
 
-    With `wary` it starts with very few, until the first reply has told whether there is a limit.
-    """
-
-    def __init__(self, most: int, *, wary: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        self.most = most
-        self.limit = min(most, FIRST if wary else START)
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.busy = 0
         self.peak = 0
-        self.trouble = 0.0
-        self._outcomes = self._rated = 0
-        self._doubling = True
-        self._rest = self._calm_after = 0.0
-        self._clock = clock
         self._waiting: deque[Future[None]] = deque()
 
     async def enter(self, *, first: bool = False) -> None:
-        """Take a slot, once one is free; `first` goes before all that wait."""
+        """Take a place, once one is free; `first` goes before all that wait."""
         while self.busy >= self.limit:
             turn: Future[None] = get_running_loop().create_future()
             (self._waiting.appendleft if first else self._waiting.append)(turn)
@@ -61,8 +52,13 @@ class Concurrency:
         self.peak = max(self.peak, self.busy)
 
     def leave(self) -> None:
-        """Give a slot back."""
+        """Give a place back."""
         self.busy -= 1
+        self._wake()
+
+    def resize(self, limit: int) -> None:
+        """From now on there are so many places."""
+        self.limit = limit
         self._wake()
 
     def _wake(self) -> None:
@@ -73,10 +69,32 @@ class Concurrency:
                 turn.set_result(None)
                 free -= 1
 
+
+class Concurrency(Gate):
+    """A number of slots that grows while it helps and shrinks on rate limits.
+
+    With `wary` it starts with very few, until the first reply has told whether there is a limit. `door` is for the few
+    that get ready for the next free slots.
+    """
+
+    def __init__(self, most: int, *, wary: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(min(most, FIRST if wary else START))
+        self.most = most
+        self.door = Gate(_ahead(self.limit))
+        self.trouble = 0.0
+        self._outcomes = self._rated = 0
+        self._doubling = True
+        self._rest = self._calm_after = 0.0
+        self._clock = clock
+
+    def resize(self, limit: int) -> None:
+        """See `Gate.resize`."""
+        super().resize(limit)
+        self.door.resize(_ahead(limit))
+
     def ready(self) -> None:
         """The first reply is in, and with it what limits there are."""
-        self.limit = max(self.limit, min(self.most, START))
-        self._wake()
+        self.resize(max(self.limit, min(self.most, START)))
 
     def answered(self) -> None:
         """A request was served, or failed by itself."""
@@ -108,11 +126,14 @@ class Concurrency:
             return
         step = 1.0 if self._doubling else GROWTH - share / 2
         if step > 0 and peak >= 0.8 * self.limit:
-            self.limit = min(self.most, self.limit + max(1, round(self.limit * step)))
-            self._wake()
+            self.resize(min(self.most, self.limit + max(1, round(self.limit * step))))
         elif step < 0:
-            self.limit = max(1, round(min(self.limit, peak) * (1 + step)))
+            self.resize(max(1, round(min(self.limit, peak) * (1 + step))))
             self._calm_after = now + max(COOLDOWN, rest)
+
+
+def _ahead(limit: int) -> int:
+    return limit // 2 + 4
 
 
 class Slot:
