@@ -1,4 +1,4 @@
-"""`python -m bench [dispatch|start|replay|memory …] [--full]`: Markdown tables on stdout.
+"""`python -m bench [dispatch|start|replay|memory|pace …] [--full]`: Markdown tables on stdout.
 
 CPU seconds and ratios count; the wall clock of a shared machine does not. What is compared is interleaved.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.measure import CACHE, HERE, KDGEN, PYTHON, Server, Took, middle, note, server, table, took, write_seeds
+from bench.measure import start as start_command
 from kdgen.terms import table as terms
 
 CLIENTS = ("bare sdk", "bare aiohttp", "bare socket", "kdgen lean", "kdgen sdk")
@@ -145,6 +146,48 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
     table(("job", "wall s", "rows/s", "CPU s", "rows per CPU-s", "CPU-s per 1,000", "peak MiB"), rows)
 
 
+def pace(options: argparse.Namespace, folder: Path) -> None:
+    """Two processes with one key and one ledger, at a server that allows 600 requests a minute."""
+    rpm, count = 600, options.rows or 600
+    ledger = folder / "ledger.db"
+    rows = []
+    with server() as host:
+        for latency in (50, 2000):
+            for file in folder.glob("ledger.db*"):
+                file.unlink()
+            host.reset(latency, rpm)
+            waits = []
+            for number in range(2):
+                seeds = folder / f"seeds{number}.jsonl"
+                write_seeds(seeds, count, number * count)
+                command = [
+                    *KDGEN,
+                    "label",
+                    str(seeds),
+                    "-t",
+                    f"openai:Qwen3-8B@{host.base}",
+                    "--ledger",
+                    str(ledger),
+                    "-q",
+                ]
+                command += ["--set", "teachers.teacher.concurrency=64", "-o", str(folder / f"out{latency}-{number}")]
+                waits.append(start_command(command, cwd=folder, name=f".bench{number}.log"))
+            for wait in waits:
+                wait()
+            stats = host.stats()
+            seconds = stats["last_at"] - stats["first_at"]
+            served = stats["requests"] - stats["limited"]
+            assert served == 2 * count, stats
+            share = served / seconds * 60 / rpm
+            note(f"{latency} ms: {share:.1%} of the limit, {stats['limited']} refused")
+            refused = f"{stats['limited'] / stats['requests']:.1%}"
+            rows.append(
+                (f"{latency} ms", served, seconds, served / seconds * 60, f"{share:.1%}", stats["limited"], refused)
+            )
+    print(f"## pace: two processes, one ledger, {rpm} requests a minute allowed\n")
+    table(("latency", "served", "seconds", "a minute", "of the limit", "429", "of all"), rows)
+
+
 def _speed(name: str, run: Took, count: int) -> tuple[object, ...]:
     per = f"{count / run.wall:,.0f}", run.cpu, f"{count / run.cpu:,.0f}", 1000 * run.cpu / count
     return (name, run.wall, *per, f"{run.rss:.0f}")
@@ -175,6 +218,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], None]] = {
     "dispatch": dispatch,
     "replay": replay,
     "memory": memory,
+    "pace": pace,
 }
 
 

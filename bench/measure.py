@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,30 +33,41 @@ class Took:
 
 
 def took(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Took:
-    """Run a command to its end. Raises RuntimeError with its output where it fails.
+    """Run a command to its end. Raises RuntimeError with its output where it fails."""
+    return start(command, env=env, cwd=cwd)()
+
+
+def start(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, name: str = ".bench.log"
+) -> Callable[[], Took]:
+    """Start a command; what is returned waits for its end.
 
     wait4 says what this one child used. A child's peak is never below its parent's at the fork, so this
     process imports nothing heavy. Modules are compiled once, as they are where kdgen is installed, into the
     folder that PYTHONPYCACHEPREFIX names, so that the tree stays as it is.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in UNLIKE_A_USER}
-    log = (cwd or Path.cwd()) / ".bench.log" if cwd else None
+    inherited = {key: value for key, value in os.environ.items() if key not in UNLIKE_A_USER}
+    log = cwd / name if cwd else None
     with open(log or os.devnull, "wb") as sink:
         began = time.monotonic()
         child = subprocess.Popen(
             command, env={**inherited, **(env or {})}, cwd=cwd, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
         )
+
+    def wait() -> Took:
         try:
             _, status, used = os.wait4(child.pid, 0)
         except BaseException:
             child.kill()
             raise
         wall = time.monotonic() - began
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        said = log.read_text(errors="replace")[-2000:] if log else ""
-        raise RuntimeError(f"exit {child.returncode}: {' '.join(command)}\n{said}")
-    return Took(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, began)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            said = log.read_text(errors="replace")[-2000:] if log else ""
+            raise RuntimeError(f"exit {child.returncode}: {' '.join(command)}\n{said}")
+        return Took(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, began)
+
+    return wait
 
 
 def middle(runs: Sequence[Took]) -> Took:
@@ -77,9 +88,9 @@ class Server:
             found: dict[str, Any] = json.load(answer)
         return found
 
-    def reset(self, latency: float) -> None:
-        """Forget the counts; from now on each reply takes `latency` ms."""
-        self._get(f"/reset?latency={latency:g}")
+    def reset(self, latency: float, rpm: int = 0) -> None:
+        """Forget the counts; from now on each reply takes `latency` ms, and a minute takes `rpm` requests."""
+        self._get(f"/reset?latency={latency:g}&rpm={rpm}")
 
     def stats(self) -> dict[str, Any]:
         """What came since the last reset."""
@@ -98,12 +109,12 @@ def server() -> Iterator[Server]:
         process.wait()
 
 
-def write_seeds(path: Path, count: int) -> None:
-    """`count` distinct seeds of about 400 bytes."""
+def write_seeds(path: Path, count: int, first: int = 0) -> None:
+    """`count` distinct seeds of about 400 bytes, from number `first` on."""
     words = "light river engine model answer number table field sound metal glass north winter garden letter".split()
     about = " ".join(words[step % len(words)] for step in range(50))
     with path.open("w", encoding="utf-8") as file:
-        for number in range(count):
+        for number in range(first, first + count):
             text = f"Write a short answer to task {number}: explain how {about} relate to each other."
             file.write(json.dumps({"instruction": text}) + "\n")
 

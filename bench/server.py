@@ -1,7 +1,8 @@
 """A fast OpenAI-compatible server on loopback, in a process of its own, so that it is never the limit.
 
 POST /v1/chat/completions answers about 1 KB of text that depends on the body, after `latency` ms.
-GET /stats counts what came since GET /reset?latency=MS.
+GET /stats counts what came since GET /reset?latency=MS&rpm=N. With `rpm` it allows so many requests in any minute, says
+so in headers, and refuses the others with a 429; those count as requests too, as OpenAI counts them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ BODY = (
     b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":0}}}'
 )
 HEAD = b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\n\r\n%s"
+LIMIT = b"\r\nx-ratelimit-limit-requests: %d\r\nretry-after: %d\r\n\r\n"
+REFUSAL = b'{"error":{"message":"Rate limit reached","type":"requests","code":"rate_limit_exceeded"}}'
+MINUTE = 60.0
 OUTPUT = 120
 
 
@@ -35,7 +39,9 @@ class State:
     """What came in since the last reset, and the replies that are due later."""
 
     latency: float = 0.0
+    rpm: int = 0
     requests: int = 0
+    limited: int = 0
     tokens: int = 0
     flying: int = 0
     most: int = 0
@@ -45,11 +51,13 @@ class State:
     cpu: float = 0.0
     bodies: set[int] = field(default_factory=set)
     due: deque[tuple[float, asyncio.Transport, bytes]] = field(default_factory=deque)
+    minute: deque[float] = field(default_factory=deque)
 
     def stats(self) -> dict[str, float | int | None]:
         """The counts, times as CLOCK_MONOTONIC, and the CPU seconds that this server used."""
         return {
             "requests": self.requests,
+            "limited": self.limited,
             "distinct": len(self.bodies),
             "tokens": self.tokens,
             "most_in_flight": self.most,
@@ -65,6 +73,13 @@ class State:
         self.first_at = self.first_at or now
         self.last_at = now
         self.requests += 1
+        if self.rpm and self.over(now):
+            self.limited += 1
+            wait = int(self.minute[0] + MINUTE - now) + 1
+            transport.write(
+                (HEAD % (429, len(REFUSAL), b"none", REFUSAL)).replace(b"\r\n\r\n", LIMIT % (self.rpm, wait), 1)
+            )
+            return
         made = hashlib.blake2b(body, digest_size=8)
         self.bodies.add(int.from_bytes(made.digest(), "big"))
         name, asked = made.hexdigest().encode(), len(body) // 4
@@ -72,6 +87,8 @@ class State:
         content = BODY % (name, text, asked, OUTPUT, asked + OUTPUT)
         self.tokens += asked + OUTPUT
         answer = HEAD % (200, len(content), name, content)
+        if self.rpm:
+            answer = answer.replace(b"\r\n\r\n", LIMIT % (self.rpm, 0), 1)
         if not self.latency:
             transport.write(answer)
             return
@@ -81,6 +98,13 @@ class State:
         self.due.append((loop.time() + self.latency, transport, answer))
         if len(self.due) == 1:
             loop.call_at(self.due[0][0], self.flush)
+
+    def over(self, now: float) -> bool:
+        """Whether a request that comes now is more than a minute allows."""
+        while self.minute and self.minute[0] <= now - MINUTE:
+            self.minute.popleft()
+        self.minute.append(now)
+        return len(self.minute) > self.rpm
 
     def flush(self) -> None:
         """Send what is due; every reply has the same latency, so one timer and a queue do."""
@@ -93,9 +117,9 @@ class State:
         if self.due:
             loop.call_at(self.due[0][0], self.flush)
 
-    def reset(self, latency: float) -> None:
+    def reset(self, latency: float, rpm: int) -> None:
         """Forget the counts; `latency` is in seconds."""
-        self.__init__(latency, cpu=time.process_time())  # type: ignore[misc]
+        self.__init__(latency, rpm, cpu=time.process_time())  # type: ignore[misc]
 
 
 class Connection(asyncio.Protocol):
@@ -130,7 +154,8 @@ class Connection(asyncio.Protocol):
             self.state.reply(self.transport, body)
             return
         if url is not None and url.path == "/reset":
-            self.state.reset(float(parse_qs(url.query).get("latency", ["0"])[0]) / 1000)
+            asked = parse_qs(url.query)
+            self.state.reset(float(asked.get("latency", ["0"])[0]) / 1000, int(asked.get("rpm", ["0"])[0]))
         known = url is not None and url.path in ("/stats", "/reset")
         content = json.dumps(self.state.stats() if known else {"error": {"message": "no such path"}}).encode()
         self.transport.write(HEAD % (200 if known else 404, len(content), b"none", content))

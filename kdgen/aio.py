@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
+AHEAD, BREATH = 1024, 32
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -22,21 +23,39 @@ async def ordered(
 ) -> AsyncGenerator[R, None]:
     """`work` over `source`, at most `window` at once, results in the order of the source.
 
-    Memory is bounded by `window`. When one piece of work raises, or the consumer goes away, nothing
-    new starts; what is in flight may finish for `grace` seconds (a reply under way may have been paid
-    for), then is cancelled, and the first error is raised.
+    Up to `AHEAD` results wait for an earlier one, so that one slow piece of work does not hold up all others; that and
+    `window` bound the memory. When one piece of work raises, or the consumer goes away, nothing new starts; what is in
+    flight may finish for `grace` seconds (a reply under way may have been paid for), then is cancelled, and the first
+    error is raised.
     """
     running: deque[asyncio.Task[R]] = deque()
+    busy = 0
+    freed: asyncio.Future[None] | None = None
 
     async def one(item: T) -> R:
         return await work(item)
 
+    def done(_: asyncio.Task[R]) -> None:
+        nonlocal busy
+        busy -= 1
+        if freed is not None and not freed.done():
+            freed.set_result(None)
+
     try:
         async for item in source:
-            running.append(asyncio.create_task(one(item)))
-            while running and (len(running) >= window or running[0].done()):
-                yield await _result(running[0])
-                running.popleft()
+            task = asyncio.create_task(one(item))
+            task.add_done_callback(done)
+            running.append(task)
+            busy += 1
+            if len(running) % BREATH == 0:
+                await asyncio.sleep(0)  # a source that never waits would keep the first from starting
+            while running and (running[0].done() or busy >= window or len(running) >= window + AHEAD):
+                if running[0].done() or len(running) >= window + AHEAD:
+                    yield await _result(running[0])
+                    running.popleft()
+                else:
+                    freed = asyncio.get_running_loop().create_future()
+                    await freed
         while running:
             yield await _result(running[0])
             running.popleft()

@@ -18,7 +18,8 @@ from kdgen.stages import AnyStage, Draw
 from kdgen.teachers.base import Call, Params, Reply, Request
 from kdgen.teachers.batch import Batches
 from kdgen.teachers.bill import Bill
-from kdgen.teachers.dispatch import Dispatch, Halt
+from kdgen.teachers.dispatch import Dispatch
+from kdgen.teachers.halt import Halt
 from kdgen.teachers.heed import way_out
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.roles import Cascade, Pool

@@ -47,7 +47,10 @@ class Tally:
 
 
 def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, Any]:
-    """The manifest. `requests`, `tokens` and `cost_usd` are this run's; `dataset` is the same of every reply behind the rows."""
+    """The manifest. `requests`, `tokens` and `cost_usd` are this run's; `dataset` is the same of every reply behind the rows.
+
+    `maybe_billed` is what this run's requests without a reply can have cost at worst.
+    """
     recipe, bill, tally = run.recipe, run.bill, run.tally
     assert recipe.seeds is not None
     known = all(bill.prices.of(spec) is not None for _, spec in recipe.leaves())
@@ -75,6 +78,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
             "failed": bill.failures,
             "maybe_billed": bill.maybe_billed + run.ledger.orphans,
         },
+        "maybe_billed": {"tokens": bill.lost_tokens, "cost_usd": round(bill.lost_usd, 6) if known else None},
         "tokens": _tokens(bill.paid.values()),
         "cost_usd": round(bill.usd, 6) if known else None,
         "dataset": {

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 class Frozen(BaseModel):
     """Base of every piece: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Message(Frozen):

@@ -30,7 +30,7 @@ from kdgen.seeds import Scan, read
 from kdgen.stages import Pool, PoolStage
 from kdgen.store import Staging
 from kdgen.teachers.bill import Bill
-from kdgen.teachers.dispatch import Halt
+from kdgen.teachers.halt import Halt
 from kdgen.teachers.ledger import Ledger
 from kdgen.terms import Ruling
 

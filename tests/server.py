@@ -8,13 +8,16 @@ import json
 import os
 import re
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 from aiohttp import web
@@ -64,7 +67,10 @@ def invented(key: str, count: int = 8) -> str:
 
 @dataclass
 class Answer:
-    """What the server does with one request. `cut` sends half of the body and hangs up."""
+    """What the server does with one request.
+
+    `cut` sends half of the body and hangs up, `reset` sends nothing and breaks the connection, `hang` never ends.
+    """
 
     text: str = ""
     status: int = 200
@@ -72,6 +78,8 @@ class Answer:
     raw: bytes | None = None
     delay: float = 0.0
     cut: bool = False
+    reset: bool = False
+    hang: bool = False
     finish: str = "stop"
     usage: tuple[int, int] | None = None
     message: dict[str, Any] | None = None
@@ -99,7 +107,11 @@ def echo_answer(body: dict[str, Any], seen: int) -> Answer:
 
 
 class Server:
-    """An OpenAI-compatible server on a loopback port. `script(body, times this body came before)` says what it does."""
+    """An OpenAI-compatible server on a loopback port. `script(body, times this body came before)` says what it does.
+
+    It bills every answer with status 200: in `delivered` are the tokens of those that arrived whole, in `lost` those of
+    the others; `again` counts requests that came after they had been answered.
+    """
 
     def __init__(self, script: Script = echo_answer, *, latency: float = 0.0) -> None:
         self.script = script
@@ -109,7 +121,10 @@ class Server:
         self.answered: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
-        self.tokens = self.busy = self.peak = 0
+        self.tokens = self.busy = self.peak = self.again = 0
+        self.times: Counter[bytes] = Counter()
+        self.delivered: dict[bytes, int] = {}
+        self.lost: list[int] = []
         self.url = ""
         self.arrived = threading.Condition()
         self._ready = threading.Event()
@@ -148,7 +163,9 @@ class Server:
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        seen = self.bodies.count(body)
+        seen = self.times[body]
+        self.times[body] += 1
+        self.again += body in self.delivered
         with self.arrived:
             self.bodies.append(body)
             self.arrived.notify_all()
@@ -161,6 +178,10 @@ class Server:
             await asyncio.sleep(self.latency + answer.delay)
             while self.held:
                 await asyncio.sleep(0.01)
+            if answer.status == 200 and (answer.hang or answer.reset or answer.cut or answer.raw is not None):
+                self.lost.append(sum(answer.usage or ()))
+            if answer.hang:
+                await self._end.wait()
         finally:
             self.busy -= 1
         content = answer.body()
@@ -168,6 +189,11 @@ class Server:
             self.answered.append(body)
             if answer.usage:
                 self.tokens += sum(answer.usage)
+        if answer.reset or answer.hang:
+            if request.transport is not None:  # else the client went first
+                request.transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+                request.transport.abort()
+            return web.Response()
         if answer.cut:
             response = web.StreamResponse(status=200, headers={"content-length": str(len(content))})
             await response.prepare(request)
@@ -175,6 +201,8 @@ class Server:
             assert request.transport is not None
             request.transport.close()
             return response
+        if answer.status == 200 and answer.raw is None:
+            self.delivered[body] = self.delivered.get(body, 0) + sum(answer.usage or ())
         return web.Response(
             status=answer.status, body=content, headers={"content-type": "application/json", **answer.headers}
         )

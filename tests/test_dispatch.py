@@ -16,7 +16,8 @@ from server import Answer, FakeWire, Script, echo_answer, last
 from kdgen.errors import BudgetReached, EndpointError, Interrupted, Rejected, UserError
 from kdgen.teachers.base import Call, Fault, Params, Raw, Request
 from kdgen.teachers.bill import Bill, Budget
-from kdgen.teachers.dispatch import Backoff, Dispatch, Halt
+from kdgen.teachers.dispatch import Backoff, Dispatch
+from kdgen.teachers.halt import Halt
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.openai import OpenAI
 
@@ -136,8 +137,8 @@ def test_no_more_than_concurrency_are_in_flight(tmp_path: Path, most: int) -> No
 
     async def go() -> None:
         bench = Bench(tmp_path / "l.db", concurrency=most)
-        bench.wire = bench.dispatch._wire = Counting(echo_answer, lambda: random.uniform(0.001, 0.004))
-        await bench.ask(*range(120))
+        bench.wire = bench.dispatch._wire = Counting(echo_answer, lambda: random.uniform(0.02, 0.04))
+        await bench.ask(*range(100))
         await bench.ledger.close()
 
     run(go())
@@ -316,6 +317,49 @@ def test_a_budget_in_money_needs_a_price(tmp_path: Path) -> None:
         [end] = await bench.ask(0)
         assert isinstance(end, UserError)
         assert bench.wire.requests == []
+        await bench.ledger.close()
+
+    run(go())
+
+
+def test_every_attempt_takes_its_turn_at_the_pace(tmp_path: Path, slept: list[float]) -> None:
+    async def go() -> None:
+        bad: Script = lambda body, seen: Answer(status=500) if seen < 2 else echo_answer(body, seen)  # noqa: E731
+        bench = Bench(tmp_path / "l.db", bad, rpm=60, attempts=9)
+        ends = await bench.ask(*range(4))
+        assert len(bench.wire.requests) == 12
+        assert not [end for end in ends if isinstance(end, BaseException)]
+        assert len([wait for wait in slept if wait > 4]) >= 6, "a retry went out before its turn"
+        await bench.ledger.close()
+
+    run(go())
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["others-are-served", "nobody-is-served"])
+def test_a_request_that_waits_leaves_its_slot_to_others_while_they_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    def script(body: dict[str, Any], seen: int) -> Answer:
+        refused = not seen and (not others or last(body).startswith(("task 0 ", "task 1 ")))
+        return Answer(status=429) if refused else echo_answer(body, seen)
+
+    async def go() -> None:
+        gate, waiting = asyncio.Event(), []
+
+        async def sleep(self: Halt, seconds: float) -> None:
+            waiting.append(seconds)
+            await gate.wait()
+
+        monkeypatch.setattr(Halt, "sleep", sleep)
+        bench = Bench(tmp_path / "l.db", script, concurrency=2)
+        bench.dispatch.limits.concurrency.trouble = 0.0 if others else 1.0
+        asking = asyncio.create_task(bench.ask(*range(20)))
+        while len(waiting) < 2 or (others and len(bench.wire.requests) < 20):
+            await asyncio.sleep(0.001)
+        # Nobody passes those that wait where the endpoint refuses everybody.
+        assert len(bench.wire.requests) == (20 if others else 2)
+        gate.set()
+        assert not [end for end in await asking if isinstance(end, BaseException)]
         await bench.ledger.close()
 
     run(go())

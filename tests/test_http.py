@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -33,10 +34,11 @@ from server import (
 
 from kdgen.errors import BudgetReached, EndpointError, GateFailed, UserError
 from kdgen.teachers import AnyTeacher
-from kdgen.teachers.base import Call, Fault, Params, TeacherSpec
-from kdgen.teachers.dispatch import Halt
+from kdgen.teachers.base import Call, Fault, Params, Request, TeacherSpec
+from kdgen.teachers.halt import Halt
 from kdgen.teachers.http import checked, error_of, fault, retry_after
 from kdgen.teachers.local import Local
+from kdgen.teachers.openai import OpenAI
 from kdgen.teachers.scripted import Scripted
 
 KEY = "sk-planted-7f3a9c0d51e24b68"
@@ -122,6 +124,76 @@ def test_a_passing_fault_is_retried_and_leaves_no_trace_in_the_rows(
     assert {name: made.files[name] for name in ("data.jsonl", "rejects.jsonl")} == {
         name: plain.files[name] for name in ("data.jsonl", "rejects.jsonl")
     }
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["lean", "sdk"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Answer("half of this never comes", cut=True),
+        Answer("billed, and nothing of it comes", reset=True),
+        Answer(raw=b'{"choices": [{"message"'),
+        Answer(raw=b""),
+        Answer(raw=b"<html>ok</html>"),
+    ],
+    ids=["cut", "reset", "half-json", "empty", "html"],
+)
+def test_a_body_that_is_cut_or_no_json_is_retried_and_may_have_been_billed(
+    tmp_path: Path, slept: list[float], monkeypatch: pytest.MonkeyPatch, bad: Answer, own: bool
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    with Server(one_bad(bad, times=2)) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(5))
+        teacher = (f"openai:Qwen3-8B@{server.url}",) if own else ("openai:Qwen3-8B", *ACK)
+        made = make("label", seeds, "-t", *teacher, folder=tmp_path / "out")
+    assert made.error is None
+    assert made.manifest["counts"]["rows"] == 5
+    assert (made.manifest["requests"]["failed"], made.manifest["requests"]["maybe_billed"]) == (2, 2)
+    assert made.manifest["maybe_billed"]["tokens"] > 2 * 512
+    assert (server.repeats(), server.again, len(server.lost)) == (2, 0, 2)
+
+
+def test_a_refused_connection_cannot_have_been_billed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    address = f"http://127.0.0.1:{closed_port()}/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    for spec in (OpenAI(model="m", base_url=address), OpenAI(model="m")):
+        request = spec.request(Call([{"role": "user", "content": "x"}], Params()))
+
+        async def send(spec: OpenAI = spec, request: Request = request) -> Fault:
+            wire = spec.connect()
+            try:
+                with pytest.raises(Fault) as found:
+                    await wire.send(request)
+            finally:
+                await wire.close()
+            return found.value
+
+        fault = asyncio.run(send())
+        assert (fault.kind, fault.billed) == ("transient", False)
+        assert "cannot connect" in fault.message
+
+
+def test_hours_of_retry_after_are_not_waited_out(tmp_path: Path, slept: list[float]) -> None:
+    bad = Answer("come back tomorrow", status=429, headers={"retry-after": "86400"})
+    with Server(one_bad(bad)) as server:
+        made = label(tmp_path, server, 6)
+    assert isinstance(made.error, EndpointError) and made.error.exit_code == 3
+    assert "come back tomorrow" in made.error.cause and re.search(
+        r"come back at \d{4}-\d\d-\d\d \d\d:\d\d", made.error.hint
+    )
+    assert slept == []
+
+
+@pytest.mark.parametrize("status", [301, 307, 308])
+def test_a_server_that_sends_elsewhere_says_where(tmp_path: Path, slept: list[float], status: int) -> None:
+    moved = Answer("", status=status, headers={"location": "http://elsewhere/v1"})
+    with Server(lambda body, seen: moved) as server:
+        made = label(tmp_path, server, 100)
+    assert isinstance(made.error, EndpointError)
+    assert "http://elsewhere/v1" in made.error.cause and "base_url" in made.error.hint
+    assert len(server.bodies) <= 8
 
 
 @pytest.mark.parametrize("bad", [Answer(status=500), Answer(raw=b"not JSON")], ids=["500", "not-json"])

@@ -278,13 +278,28 @@ def test_a_failed_commit_leaves_nothing_of_its_batch(tmp_path: Path) -> None:
 
 def test_a_pace_is_shared_by_all_who_share_the_file(tmp_path: Path) -> None:
     async def go() -> None:
-        first, second = Ledger(tmp_path / "ledger.db"), Ledger(tmp_path / "ledger.db")
-        waits = [await book.pace("m/requests", 100) for book in (first, second, first)]
-        assert waits[0] == 0
-        assert [round(wait, -1) for wait in waits[1:]] == [100, 200]
-        await second.pause("m/requests", 1000)
-        assert round(await first.pace("m/requests", 100), -2) == 1000
-        assert await first.pace("other", 100) == 0
+        first, second = (Ledger(tmp_path / "ledger.db", lambda: 50.0) for _ in range(2))
+        waits = [await book.pace({"m/requests": 100}) for book in (first, second, first)]
+        assert waits == [0, 100, 200]
+        assert await second.pace({"other": 7, "m/requests": 100}) == 300
+        assert await first.pace({"other": 7}) == 7
+        assert await first.pace({"none": 1}) == 0
+        await first.close()
+        await second.close()
+
+    run(go())
+
+
+def test_what_an_endpoint_told_one_process_another_knows(tmp_path: Path) -> None:
+    async def go() -> None:
+        now = 50.0
+        first, second = (Ledger(tmp_path / "ledger.db", lambda: now) for _ in range(2))
+        assert second.limit("m/requests", 3600) is None
+        await first.told("m/requests", 600)
+        now += 3600
+        assert second.limit("m/requests", 3600) == 600
+        now += 1
+        assert second.limit("m/requests", 3600) is None
         await first.close()
         await second.close()
 

@@ -16,7 +16,7 @@ from server import command, environment, leftovers, published
 
 from kdgen.cli import work
 from kdgen.store import Staging
-from kdgen.teachers.ledger import Ledger
+from kdgen.teachers.owner import Owner
 
 SEEDS = '{"instruction": "Name a colour."}\n{"instruction": "Name a bird."}\n'
 
@@ -90,11 +90,11 @@ def test_a_full_disk_while_rows_are_written_is_said(
 def test_a_lock_file_that_cannot_be_made_is_said(
     label: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Ledger) -> int:
+    def refuse(self: Owner) -> int:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "_live", refuse)
+        patched.setattr(Owner, "_hold", refuse)
         said = label("s.jsonl", SEEDS)
     assert said.code == 3 and "ledger.db-owner-" in said.err and "Permission denied" in said.err
     assert label("s.jsonl", SEEDS).code == 0

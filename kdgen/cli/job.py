@@ -23,7 +23,7 @@ from kdgen.runner import Run
 from kdgen.seeds import Scan
 from kdgen.store import Staging, Store
 from kdgen.teachers.bill import Bill
-from kdgen.teachers.dispatch import Halt
+from kdgen.teachers.halt import Halt
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.prices import Prices
 from kdgen.terms import Ruling

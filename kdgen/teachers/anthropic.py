@@ -63,6 +63,7 @@ class Anthropic(TeacherSpec):
     )
 
     wire: ClassVar[str] = "anthropic.messages"
+    metered: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"max_tokens", "stop", "effort"})
 
     def check(self) -> None:

@@ -114,6 +114,7 @@ class TeacherSpec(Params):
     lacks: tuple[Lack, ...] = Field((), description="what this server is known not to take; schema: none is sent")
 
     wire: ClassVar[str] = "openai.chat"
+    metered: ClassVar[bool] = False  # whether an endpoint of this kind may have limits, which its first reply tells
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields) - {"effort"}
 
     @property

