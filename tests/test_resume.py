@@ -338,7 +338,9 @@ def test_two_processes_on_one_ledger_pay_each_request_once(tmp_path: Path) -> No
         server.held = True
         runs = [start(*asked, "-o", name, cwd=tmp_path) for name in ("one", "two")]
         while len(list(tmp_path.glob("l.db-owner-*"))) < 2:  # both hold the ledger before the first reply
-            assert all(run.poll() is None for run in runs)
+            assert all(run.poll() is None for run in runs), [
+                run.communicate()[1] for run in runs if run.poll() is not None
+            ]
             time.sleep(0.02)
         server.held = False
         ends = [run.communicate(timeout=60)[1] for run in runs]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from kdgen.errors import EndpointError, UserError
 from kdgen.teachers.base import Raw, Request
@@ -47,6 +48,10 @@ POLL = 0.05
 GATHER = 0.008  # a commit costs as much as twenty rows of it, so it waits for a few
 
 
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
 class _Op(NamedTuple):
     run: Callable[[sqlite3.Connection], Any]
     done: asyncio.Future[Any]
@@ -68,11 +73,7 @@ class Ledger:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._look()
-            self._reader = self._connect()
-            self._reader.execute("PRAGMA journal_mode=WAL")
-            self._reader.executescript(
-                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; PRAGMA application_id={APPLICATION}; COMMIT"
-            )
+            self._reader = self._open()
         except (sqlite3.Error, OSError) as error:
             raise UserError(
                 f"the ledger cannot be opened: {error}", where=str(path), hint="name another with --ledger PATH"
@@ -101,6 +102,20 @@ class Ledger:
                 where=str(self.path),
                 hint="use the kdgen that made it, or another --ledger",
             )
+
+    @retry(retry=retry_if_exception(_is_busy), wait=wait_random(0.01, 0.1), stop=stop_after_delay(60), reraise=True)
+    def _open(self) -> sqlite3.Connection:
+        """A connection to a file that has its tables. While another process makes it, SQLite's own timeout does not hold."""
+        connection = self._connect()
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; PRAGMA application_id={APPLICATION}; COMMIT"
+            )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
