@@ -82,6 +82,10 @@ def make(
     }
     changes |= {f"budget.{unit}": cap for unit, cap in caps.items() if cap is not None}
     recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
+    for option, given in (("--no-wait", not wait), ("--max-wait", max_wait is not None)):
+        if given and not recipe.batched:
+            hint = "--set teachers.ROLE.mode=batch, or leave the option out"
+            raise UserError("no teacher of this recipe is asked through batches", where=option, hint=hint)
     rulings = gate_of(recipe, acks or ())
     table = prices_file(Path(prices)) if prices else PLAIN
     for role, spec in recipe.leaves():
