@@ -42,7 +42,12 @@ def chat_line(key: str, body: dict[str, Any], status: int = 200) -> Line:
     said: Any = chat(f"It is {invented(text_of(body))}.")
     if status != 200:
         said = {"error": {"message": f"status {status} on purpose", "type": "test"}}
-    return {"id": "r", "custom_id": key, "response": {"status_code": status, "request_id": "q", "body": said}, "error": None}
+    return {
+        "id": "r",
+        "custom_id": key,
+        "response": {"status_code": status, "request_id": "q", "body": said},
+        "error": None,
+    }
 
 
 def expired_line(key: str, body: dict[str, Any], code: str = "batch_expired") -> Line:
@@ -138,7 +143,9 @@ class BatchServer:
         batch.state = state
         batch.lines = [line for key, body in batch.requests if (line := self.result(key, body)) is not None]
 
-    def add(self, requests: list[tuple[str, dict[str, Any]]], name: str = "", made_at: float | None = None) -> Submitted:
+    def add(
+        self, requests: list[tuple[str, dict[str, Any]]], name: str = "", made_at: float | None = None
+    ) -> Submitted:
         """Take a batch in."""
         batch = Submitted(f"batch-{len(self.batches)}", requests, name, made_at=made_at or time.time())
         self.batches[batch.id] = batch

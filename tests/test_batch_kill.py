@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from batch_server import BatchServer
-from server import leftovers, ledger_rows, make, paid, start, tasks, write_seeds
+from server import ledger_rows, leftovers, make, paid, start, tasks, write_seeds
 
 from kdgen.errors import ComeBack
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from kdgen.errors import BudgetReached, EndpointError, Pending, Rejected
 from kdgen.teachers.base import BatchApi, Fault, Full, Raw, Request, Sought, TeacherSpec
 from kdgen.teachers.batch_book import DAY, Batch, Book
-from kdgen.teachers.bill import Bill, Budget
+from kdgen.teachers.bill import Bill, Budget, Hold
 from kdgen.teachers.ledger import Ledger
 
 TRIES = 3  # batches that may end without a reply before its record is given up
@@ -77,40 +77,45 @@ class Batches:
         What does not fit the budget or the provider's queue stays for a later pass. Raises the KdgenError for which a
         later pass would fare no better; `check` may raise between two shards.
         """
-        left, reached = self._affordable()
+        left, holds, reached = self._affordable()
         handed = 0
         while left and (shard := self._shard(left)):
             check()
-            name, requests = await self.book.write_down(shard)
+            name, requests, full = await self.book.write_down(shard, holds, self.bill.month_caps)
             if requests and not await self._handed_in(name, requests):
                 if self.out():
                     break
                 continue  # the queue was empty and this still too much for it: now half of it
             left, handed = left[len(shard) :], handed + len(requests)
+            if full:
+                reached = None if self.out() else self.bill.month_reached()
+                break
         self.wanted.clear()
         self._count_out()
         if reached is not None:
             raise reached
         return handed
 
-    def _affordable(self) -> tuple[list[Request], BudgetReached | None]:
-        """What is wanted, up to the first request that the budget has no room for."""
+    def _affordable(self) -> tuple[list[Request], dict[str, Hold], BudgetReached | None]:
+        """What is wanted, up to the first request that the run's budget has no room for, with the reservations."""
         self._count_out()
         found: list[Request] = []
+        holds: dict[str, Hold] = {}
         try:
             for request in self.wanted.values():
-                if not self.bill.set_aside(self.book.home, self.spec, request):
+                if (hold := self.bill.set_aside(self.book.home, self.spec, request)) is None:
                     break
                 found.append(request)
+                holds[request.key] = hold
         except BudgetReached as error:
-            return found, error
-        return found, None
+            return found, holds, error
+        return found, holds, None
 
     def _count_out(self) -> None:
         """Tell the bill what is out, of this run and of earlier ones. Raises UserError where that has no bound."""
         if self.bill.budget != Budget():
             out = {request.key: self.bill.worst(self.spec, request, "batch") for request in self.book.waiting()}
-            self.bill.out(self.book.home, out)
+            self.bill.out.put(self.book.home, out)
 
     def _shard(self, left: Sequence[Request]) -> list[Request]:
         """The next shard: as many as the provider takes in one, or none while its queue has to empty.
@@ -234,13 +239,15 @@ class Batches:
             known, news = await self.book.take_in(batch, self.spec.label, chunk)
             chunk.clear()
             mine += known
-            for request, result in news:
+            for request, result, hold in news:
+                self.bill.out.back(self.book.home, request.key)
                 if isinstance(result, Fault):
                     stop = stop or (result if result.kind == "stop" else None)
                     self.bill.failed(result)
                 else:
                     count += 1
-                    self._pay(request, result)
+                    self._pay(request, result, hold)
+            await self.bill.write()
 
         async with aclosing(self.api.results(batch.remote)) as results:
             async for result in results:
@@ -249,20 +256,19 @@ class Batches:
                 if len(chunk) >= CHUNK:
                     await take_in()
         await take_in()
-        if lines and not mine and self.api.nameless:
-            await self.book.mistaken(batch.name)
+        if lines and not mine and self.api.nameless and await self.book.mistaken(batch.name):
             return 0
         await self.book.end(batch.name, "ended", detail or "the batch ended without it", tries=1)
         if stop is not None:
             raise self._error(stop.message, stop)
         return count
 
-    def _pay(self, request: Request, raw: Raw) -> None:
-        hold = self.bill.back(self.book.home, request.key)
+    def _pay(self, request: Request, raw: Raw, hold: Hold) -> None:
         try:
-            self.bill.imported(self.spec, self.spec.read(request, raw).usage)
+            usage = self.spec.read(request, raw).usage
         except Rejected:
-            self.bill.imported(self.spec, None, hold)
+            usage = None
+        self.bill.imported(self.spec, usage, hold)
 
     def _error(self, cause: str, fault: Fault) -> EndpointError:
         return EndpointError(cause, where=self.spec.label, hint=fault.hint)

@@ -11,12 +11,13 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kdgen.teachers.base import Fault, Raw, Request
+from kdgen.teachers.bill import Hold
 from kdgen.teachers.calls import BATCH
-from kdgen.teachers.ledger import Ledger, store
+from kdgen.teachers.ledger import Ledger, add_spend, store
 
 DAY = 86400.0
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -87,36 +88,52 @@ class Book:
         sql = "SELECT state, size FROM batches WHERE teacher=? AND state IN ('full', 'held') AND made_at>?"
         return self.ledger.all(sql, self.home, time.time() - DAY)
 
-    async def write_down(self, shard: Sequence[Request]) -> tuple[str, list[Request]]:
-        """Prepare a batch of what nobody has asked for yet: its name and its requests."""
+    async def write_down(
+        self, shard: Sequence[Request], holds: Mapping[str, Hold], caps: tuple[float, float]
+    ) -> tuple[str, list[Request], bool]:
+        """Prepare a batch of what nobody has asked for yet: its name, its requests, and whether the month was full before the last.
+
+        The reservations of a month, which must stay under `caps`, are written down with it.
+        """
         name = f"kdgen-{secrets.token_hex(8)}"
 
-        def run(db: sqlite3.Connection) -> list[Request]:
-            mine = [item for item in shard if self._take(db, name, item)]
+        def run(db: sqlite3.Connection) -> tuple[list[Request], bool]:
+            mine: list[Request] = []
+            full = False
+            for item in shard:
+                known = self._known(db, item)
+                if known is None:
+                    continue
+                hold = holds[item.key]
+                if hold.month and not add_spend(db, hold.month, hold.tokens, hold.usd, caps):
+                    full = True
+                    break
+                mine.append(item)
+                db.execute(
+                    "INSERT OR REPLACE INTO batch_items (key, batch, wire, nth, request, state, tries, room, tokens, usd, month) "
+                    "VALUES (?,?,?,?,?,'waiting',?,?,?,?,?)",
+                    (bytes.fromhex(item.key), name, item.wire, item.nth, item.body, known, item.room, *hold),
+                )
             if mine:
                 db.execute(
                     "INSERT INTO batches (name, teacher, owner, state, made_at, size) VALUES (?,?,?,'prepared',?,?)",
                     (name, self.home, self.ledger.owner, time.time(), len(mine)),
                 )
-            return mine
+            return mine, full
 
-        return name, await self.ledger.transact(run)
+        return name, *await self.ledger.transact(run)
 
-    def _take(self, db: sqlite3.Connection, name: str, item: Request) -> bool:
+    def _known(self, db: sqlite3.Connection, item: Request) -> int | None:
+        """How often a request was in a batch in vain; None where somebody has asked for it, or its reply is in."""
         key = bytes.fromhex(item.key)
         if db.execute("SELECT 1 FROM calls WHERE key=?", (key,)).fetchone():
-            return False
+            return None
         sql = "SELECT i.state, i.tries, b.teacher FROM batch_items i JOIN batches b ON b.name=i.batch WHERE i.key=?"
         state, tries, home = db.execute(sql, (key,)).fetchone() or ("", 0, self.home)
         claim = db.execute("SELECT owner FROM claims WHERE key=?", (key,)).fetchone()
         if (state == "waiting" and home == self.home) or (claim and self.ledger.alive(claim[0])):
-            return False
-        db.execute(
-            "INSERT OR REPLACE INTO batch_items (key, batch, wire, nth, request, state, tries, room) "
-            "VALUES (?,?,?,?,?,'waiting',?,?)",
-            (key, name, item.wire, item.nth, item.body, tries if home == self.home else 0, item.room),
-        )
-        return True
+            return None
+        return tries if home == self.home else 0
 
     async def submitted(self, name: str, remote: str) -> None:
         """The provider has the batch."""
@@ -128,60 +145,74 @@ class Book:
         """The provider was asked to end the batch early."""
         await self._change("UPDATE batches SET state='cancelling' WHERE name=? AND state='submitted'", name)
 
-    async def mistaken(self, name: str) -> None:
-        """What was taken for the batch is another's, so it is in doubt again."""
-        sql = "UPDATE batches SET state='prepared', remote=NULL, owner=? WHERE name=? AND state IN ('submitted', 'cancelling')"
-        await self._change(sql, self.ledger.owner, name)
+    async def mistaken(self, name: str) -> bool:
+        """What was taken for the batch is another's, so it is in doubt again; False where nothing of it is missing."""
+        sql = (
+            "UPDATE batches SET state='prepared', remote=NULL, owner=? WHERE name=? AND state IN ('submitted', 'cancelling') "
+            "AND EXISTS (SELECT 1 FROM batch_items WHERE batch=name AND batch_items.state='waiting')"
+        )
+        return await self._change(sql, self.ledger.owner, name) > 0
 
     async def end(self, name: str, state: str, detail: str, tries: int = 0) -> None:
-        """The batch is done with: what has its reply is forgotten, the rest may be asked for again."""
+        """The batch is done with: what has no reply may be asked for again."""
 
         def run(db: sqlite3.Connection) -> None:
             db.execute("UPDATE batches SET state=?, error=? WHERE name=?", (state, detail, name))
+            left = db.execute("SELECT key FROM batch_items WHERE batch=? AND state='waiting'", (name,)).fetchall()
+            for (key,) in left:
+                _free(db, name, key, "again", tries, detail)
+            # Another run may have got a reply online meanwhile.
             db.execute("DELETE FROM batch_items WHERE batch=? AND key IN (SELECT key FROM calls)", (name,))
-            db.execute(
-                "UPDATE batch_items SET state='again', tries=tries+?, detail=? WHERE batch=? AND state='waiting'",
-                (tries, detail, name),
-            )
 
         await self.ledger.transact(run)
 
     async def take_in(
         self, batch: Batch, teacher: str, results: Sequence[tuple[str, Raw | Fault]]
-    ) -> tuple[int, list[tuple[Request, Raw | Fault]]]:
-        """Store results in one commit: how many are of this ledger, and those that are news."""
+    ) -> tuple[int, list[tuple[Request, Raw | Fault, Hold]]]:
+        """Store results in one commit: how many are of this ledger, and those that are news, with their reservations."""
 
-        def run(db: sqlite3.Connection) -> tuple[int, list[tuple[Request, Raw | Fault]]]:
+        def run(db: sqlite3.Connection) -> tuple[int, list[tuple[Request, Raw | Fault, Hold]]]:
             mine = 0
-            news: list[tuple[Request, Raw | Fault]] = []
-            kept: Raw | Fault
+            news: list[tuple[Request, Raw | Fault, Hold]] = []
             for key, result in results:
-                sql = "SELECT wire, request, nth, room FROM batch_items WHERE key=?"
+                sql = "SELECT wire, request, nth, room, tokens, usd, month FROM batch_items WHERE key=?"
                 row = db.execute(sql, (bytes.fromhex(key),)).fetchone() if KEY.fullmatch(key) else None
                 if row is None:
                     continue
-                mine, request = mine + 1, Request(*row)
+                mine, request, hold = mine + 1, Request(*row[:4]), Hold(*row[4:])
                 if isinstance(result, Fault):
-                    new, kept = _mark(db, batch.name, request, result), result
-                else:
-                    kept = result._replace(headers={**result.headers, BATCH: batch.remote})
-                    new = store(db, request, teacher, batch.made_at, kept)
-                if new:
-                    news.append((request, kept))
+                    state, tried = (
+                        "refused" if result.kind == "never" else "again",
+                        result.kind in ("rate", "transient"),
+                    )
+                    if _free(db, batch.name, bytes.fromhex(key), state, tried, result.message):
+                        news.append((request, result, hold))
+                    continue
+                raw = result._replace(headers={**result.headers, BATCH: batch.remote})
+                if store(db, request, teacher, batch.made_at, raw):
+                    db.execute("DELETE FROM batch_items WHERE key=?", (bytes.fromhex(key),))
+                    news.append((request, raw, hold))
             return mine, news
 
-        made: tuple[int, list[tuple[Request, Raw | Fault]]] = await self.ledger.transact(run)
+        made: tuple[int, list[tuple[Request, Raw | Fault, Hold]]] = await self.ledger.transact(run)
         return made
 
-    async def _change(self, sql: str, *values: str) -> None:
-        await self.ledger.transact(lambda db: db.execute(sql, values))
+    async def _change(self, sql: str, *values: str) -> int:
+        return int(await self.ledger.transact(lambda db: db.execute(sql, values).rowcount))
 
 
-def _mark(db: sqlite3.Connection, name: str, request: Request, fault: Fault) -> bool:
-    """Say that a request got no reply; whether this was news. What no request escapes is no try of this one."""
-    state = "refused" if fault.kind == "never" else "again"
-    marked = db.execute(
-        "UPDATE batch_items SET state=?, tries=tries+?, detail=? WHERE key=? AND batch=? AND state='waiting'",
-        (state, fault.kind in ("rate", "transient"), fault.message, bytes.fromhex(request.key), name),
+def _free(db: sqlite3.Connection, name: str, key: bytes, state: str, tries: int, detail: str) -> bool:
+    """A request of a batch gets no reply from it: its reservation is given back. False where that is no news.
+
+    What no request escapes is no try of this one.
+    """
+    sql = "SELECT month, tokens, usd FROM batch_items WHERE key=? AND batch=? AND state='waiting'"
+    if (row := db.execute(sql, (key, name)).fetchone()) is None:
+        return False
+    if row[0]:
+        add_spend(db, row[0], -row[1], -row[2])
+    db.execute(
+        "UPDATE batch_items SET state=?, tries=tries+?, detail=?, tokens=0, usd=0, month='' WHERE key=?",
+        (state, tries, detail, key),
     )
-    return marked.rowcount > 0
+    return True

@@ -41,11 +41,13 @@ CREATE TABLE IF NOT EXISTS batches (
   made_at REAL NOT NULL, size INTEGER NOT NULL, error TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS batch_items (
   key BLOB PRIMARY KEY, batch TEXT NOT NULL, wire TEXT NOT NULL, nth INTEGER NOT NULL, request BLOB NOT NULL,
-  state TEXT NOT NULL, tries INTEGER NOT NULL, detail TEXT NOT NULL DEFAULT '', room INTEGER NOT NULL DEFAULT 0,
-  tokens INTEGER NOT NULL DEFAULT 0, usd REAL NOT NULL DEFAULT 0, month TEXT NOT NULL DEFAULT '');
+  state TEXT NOT NULL, tries INTEGER NOT NULL, detail TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS spend (month TEXT PRIMARY KEY, tokens INTEGER NOT NULL, usd REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS chains (recipe TEXT PRIMARY KEY, mark INTEGER NOT NULL);
 """
+# What the items of batches have besides: the room of a reply, and what is reserved for it, in which month.
+NUMBERS = ("room INTEGER", "tokens INTEGER", "usd REAL")
+ADDED = (*(f"{column} NOT NULL DEFAULT 0" for column in NUMBERS), "month TEXT NOT NULL DEFAULT ''")
 POLL = 0.05
 
 
@@ -70,13 +72,12 @@ class Ledger:
             self._look()
             self._reader = self._connect()
             self._reader.execute("PRAGMA journal_mode=WAL")
-            self._reader.execute("BEGIN IMMEDIATE")
-            for sql in SCHEMA.split(";"):
-                self._reader.execute(sql)
-            self._add_columns()
-            self._reader.execute(f"PRAGMA user_version={VERSION}")
-            self._reader.execute(f"PRAGMA application_id={APPLICATION}")
-            self._reader.execute("COMMIT")
+            self._reader.executescript(
+                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; PRAGMA application_id={APPLICATION}; COMMIT"
+            )
+            for column in ADDED:
+                with suppress(sqlite3.OperationalError):  # it is there
+                    self._reader.execute(f"ALTER TABLE batch_items ADD COLUMN {column}")
         except (sqlite3.Error, OSError) as error:
             raise UserError(
                 f"the ledger cannot be opened: {error}", where=str(path), hint="name another with --ledger PATH"
@@ -105,14 +106,6 @@ class Ledger:
                 where=str(self.path),
                 hint="use the kdgen that made it, or another --ledger",
             )
-
-    def _add_columns(self) -> None:
-        """Give a ledger of an older kdgen the columns that it lacks."""
-        have = {row[1] for row in self._reader.execute("PRAGMA table_info(batch_items)")}
-        for name, kind in (("room", "INTEGER"), ("tokens", "INTEGER"), ("usd", "REAL"), ("month", "TEXT")):
-            if name not in have:
-                empty = "''" if kind == "TEXT" else "0"
-                self._reader.execute(f"ALTER TABLE batch_items ADD COLUMN {name} {kind} NOT NULL DEFAULT {empty}")
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
@@ -201,7 +194,7 @@ class Ledger:
     ) -> bool:
         """Add to what a month cost. False, with nothing added, where it would then be over a cap."""
 
-        return bool(await self.transact(lambda db: add_spend(db, month, tokens, usd, most_tokens, most_usd)))
+        return bool(await self.transact(lambda db: add_spend(db, month, tokens, usd, (most_tokens, most_usd))))
 
     async def wait(self, request: Request) -> Raw | None:
         """Wait while another process asks `request`; its reply, or None where it gave up or died."""
@@ -305,17 +298,12 @@ class Ledger:
 
 
 def add_spend(
-    db: sqlite3.Connection,
-    month: str,
-    tokens: int,
-    usd: float,
-    most_tokens: float = math.inf,
-    most_usd: float = math.inf,
+    db: sqlite3.Connection, month: str, tokens: int, usd: float, caps: tuple[float, float] = (math.inf, math.inf)
 ) -> bool:
     """See `Ledger.spend`; inside a commit."""
     had = db.execute("SELECT tokens, usd FROM spend WHERE month=?", (month,)).fetchone() or (0, 0.0)
     now = (had[0] + tokens, had[1] + usd)
-    if now[0] > most_tokens or now[1] > most_usd:
+    if now[0] > caps[0] or now[1] > caps[1]:
         return False
     db.execute("INSERT OR REPLACE INTO spend VALUES (?,?,?)", (month, *now))
     return True
