@@ -28,6 +28,7 @@ class Submitted:
     name: str = ""
     state: str = "running"
     made_at: float = field(default_factory=time.time)
+    looked: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
 
@@ -79,7 +80,8 @@ def message_line(key: str, body: dict[str, Any], kind: str = "succeeded") -> Lin
 
 
 class BatchServer:
-    """`result(key, body)` makes the line of a request, None where there is none. A batch ends at once, or by `finish`.
+    """`result(key, body)` makes the line of a request, None where there is none. A batch ends at once, or by `finish`, or
+    after so many `looks`. Where more than `queue` requests would run, it fails.
 
     `hold` names a point at which no answer is given before `release`, and every request that comes there is told by
     `wait`: upload, create, status, results (which stop after `cut` lines). What is held at "arrive" is not taken in.
@@ -89,8 +91,14 @@ class BatchServer:
         self.anthropic = anthropic
         self.result: Callable[..., Line | None] = result or (message_line if anthropic else chat_line)
         self.at_once = True
+        self.looks = 0
+        self.queue = 1 << 30
+        self.most = 0  # requests that ran at a time
         self.hold = ""
         self.cut = 0
+        self.faults = 0  # looks that fail
+        self.lose = 0  # batches that are taken in and answered with an error
+        self.keys_sent: set[tuple[str, str]] = set()
         self.refuse: Callable[[int], web.Response | None] = lambda size: None
         self.batches: dict[str, Submitted] = {}
         self.files: dict[str, bytes] = {}
@@ -148,7 +156,13 @@ class BatchServer:
     ) -> Submitted:
         """Take a batch in."""
         batch = Submitted(f"batch-{len(self.batches)}", requests, name, made_at=made_at or time.time())
+        run = sum(len(each.requests) for each in self.batches.values() if each.state == "running") + len(requests)
         self.batches[batch.id] = batch
+        if run > self.queue:
+            told = "Enqueued token limit reached for Qwen3-8B. Please try again once some batches have been completed."
+            batch.state, batch.errors = "failed", [{"code": "token_limit_exceeded", "message": told}]
+            return batch
+        self.most = max(self.most, run)
         if self.at_once:
             self._finish(batch, "completed")
         return batch
@@ -175,6 +189,7 @@ class BatchServer:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path, get = request.path, request.method == "GET"
+        self.keys_sent.add((path, request.headers.get("authorization", "").removeprefix("Bearer ")))
         if path in ("/v1/chat/completions", "/v1/messages"):
             body = await request.json()
             self.online.append(body)
@@ -185,8 +200,14 @@ class BatchServer:
             return self._list() if get else await self._create(request)
         if found := re.fullmatch(r"/v1/(?:messages/)?batches/([\w-]+)(/cancel)?", path):
             batch = self.batches[found[1]]
+            if self.faults:
+                self.faults -= 1
+                return web.json_response({"error": {"message": "out of order"}}, status=503)
+            batch.looked += 1
             if found[2]:
                 self._finish(batch, "cancelled")
+            elif batch.state == "running" and 0 < self.looks <= batch.looked:
+                self._finish(batch, "completed")
             await self._at("cancel" if found[2] else "status")
             return web.json_response(self._told(batch))
         if found := re.fullmatch(r"/v1/files/([\w-]+)-(out|err)/content", path):
@@ -222,8 +243,11 @@ class BatchServer:
         if (refusal := self.refuse(len(requests))) is not None:
             return refusal
         batch = self.add(requests, name)
-        self.keys += [key for key, _ in requests]
+        self.keys += [key for key, _ in requests if batch.state != "failed"]
         await self._at("create")
+        if self.lose:
+            self.lose -= 1
+            return web.json_response({"error": {"message": "something broke"}}, status=502)
         return web.json_response(self._told(batch))
 
     def _list(self) -> web.Response:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from functools import cached_property
 
-from kdgen.errors import BudgetReached, EndpointError, Pending, Rejected
+from kdgen.errors import BudgetReached, EndpointError, Pending, Rejected, UserError
 from kdgen.teachers.base import BatchApi, Fault, Full, Raw, Request, Sought, TeacherSpec
 from kdgen.teachers.batch_book import DAY, Batch, Book
 from kdgen.teachers.bill import Bill, Budget, Hold
@@ -113,9 +113,16 @@ class Batches:
 
     def _count_out(self) -> None:
         """Tell the bill what is out, of this run and of earlier ones. Raises UserError where that has no bound."""
-        if self.bill.budget != Budget():
-            out = {request.key: self.bill.worst(self.spec, request, "batch") for request in self.book.waiting()}
-            self.bill.out.put(self.book.home, out)
+        if self.bill.budget == Budget():
+            return
+        out = self.book.waiting()
+        if endless := sum(not request.room for request in out):
+            cause = (
+                f"{endless:,} requests are out in batches without a bound on their replies, so no budget can be kept"
+            )
+            raise UserError(cause, where=self.spec.label, hint="run without a budget until they are back")
+        holds = {request.key: self.bill.worst(self.spec, request, "batch") for request in out}
+        self.bill.out.put(self.book.home, holds)
 
     def _shard(self, left: Sequence[Request]) -> list[Request]:
         """The next shard: as many as the provider takes in one, or none while its queue has to empty.
