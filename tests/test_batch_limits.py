@@ -166,7 +166,7 @@ def test_a_month_is_shared_and_ends_up_with_what_was_paid(label: Label, tmp_path
     def spent() -> int:
         return int(ledger_rows(tmp_path / "l.db", "SELECT sum(tokens) FROM spend")[0][0])
 
-    cap = 6_000
+    cap = 3_500
     options = ("--budget-tokens-month", cap)
     with BatchServer(result) as server:
         server.at_once = False
@@ -184,7 +184,7 @@ def test_a_month_is_shared_and_ends_up_with_what_was_paid(label: Label, tmp_path
         assert (
             spent() == billed(server) == sum(made.manifest["dataset"]["tokens"][name] for name in ("input", "output"))
         )
-        other = label(server, *options, seeds=tasks(200)[10:], name="other")
+        other = label(server, *options, seeds=tasks(250)[10:], name="other")
         assert isinstance(other.error, BudgetReached) and f"of {cap:,} tokens of" in str(other.error)
         assert spent() == billed(server) <= cap
         assert server.repeats() == 10 + 7, "only what had no reply was asked for again"

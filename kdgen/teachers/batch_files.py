@@ -49,7 +49,8 @@ class BatchFiles:
                 os.fsync(file.fileno())
             part.replace(path)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                os.unlink(part)
             hint = "name a folder that can be written: batch_dir"
             raise UserError(f"a batch cannot be written: {error.strerror}", where=str(path), hint=hint) from None
         return str(path)
