@@ -199,7 +199,9 @@ class BatchServer:
         if path in ("/v1/batches", "/v1/messages/batches"):
             return self._list() if get else await self._create(request)
         if found := re.fullmatch(r"/v1/(?:messages/)?batches/([\w-]+)(/cancel)?", path):
-            batch = self.batches[found[1]]
+            batch = self.batches.get(found[1], Submitted("", []))
+            if not batch.id:
+                return web.json_response({"error": {"message": "no such batch"}}, status=404)
             if self.faults:
                 self.faults -= 1
                 return web.json_response({"error": {"message": "out of order"}}, status=503)
@@ -238,6 +240,7 @@ class BatchServer:
         else:
             lines = [json.loads(line) for line in self.files[asked["input_file_id"]].splitlines()]
             assert {(line["method"], line["url"]) for line in lines} == {("POST", asked["endpoint"])}
+            self.seen[asked["endpoint"]] += 1
             assert len({line["body"]["model"] for line in lines}) == 1
             requests, name = [(line["custom_id"], line["body"]) for line in lines], asked["metadata"]["kdgen"]
         if (refusal := self.refuse(len(requests))) is not None:

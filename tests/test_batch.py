@@ -72,7 +72,7 @@ def test_waiting_and_coming_back_make_the_same_rows(label: Label, tmp_path: Path
         assert back.error is None and back.files == waited.files
         assert len(server.batches) == 2
     requests = back.manifest["requests"]
-    assert (requests["sent"], requests["from_ledger"]) == (0, 0), "imports are neither sent nor known before"
+    assert (requests["sent"], requests["from_ledger"], requests["from_batches"]) == (0, 0, 10)
     assert items(tmp_path) == set()
 
 
@@ -364,6 +364,50 @@ def test_an_endpoint_without_batches_says_so(tmp_path: Path) -> None:
     with Server() as server:
         made = make("label", seeds, "-t", f"openai:Qwen3-8B@{server.url}", "--set", MODE, folder=tmp_path / "out")
     assert isinstance(made.error, EndpointError) and "the batch was not taken" in str(made.error)
+
+
+def test_a_batch_that_the_provider_does_not_know_is_given_up_only_when_it_is_old(label: Label, tmp_path: Path) -> None:
+    """Another key or address may be at fault, and asking again would be paid again; after a month results are gone."""
+    with BatchServer() as server:
+        server.at_once = False
+        label(server, "--no-wait")
+        server.batches.clear()
+        made = label(server, "--no-wait")
+        assert isinstance(made.error, EndpointError) and "batch batch-0: HTTP 404" in str(made.error)
+        with closing(sqlite3.connect(tmp_path / "l.db")) as db:
+            db.execute("UPDATE batches SET made_at = made_at - 30 * 86400")
+            db.commit()
+        server.at_once = True
+        assert label(server).manifest["counts"]["rows"] == 10
+
+
+def test_the_responses_api_in_batches(label: Label) -> None:
+    """Its failures come with status 200: those of luck are asked for again, those of policy are the record's end."""
+    seen: set[str] = set()
+
+    def result(key: str, body: dict[str, Any]) -> Line:
+        first, text = key not in seen, body["input"][-1]["content"]
+        seen.add(key)
+        number = int(text.split(" number ")[1].split(" ")[0])
+        said = {"type": "message", "content": [{"type": "output_text", "text": f"It is {invented(text)}."}]}
+        reply: dict[str, Any] = {
+            "status": "completed",
+            "output": [said],
+            "usage": {"input_tokens": 1, "output_tokens": 2},
+        }
+        if number == 1 and first:
+            reply = {"status": "failed", "error": {"code": "server_error", "message": "oh"}, "output": []}
+        if number == 2:
+            reply = {"status": "failed", "error": {"code": "invalid_prompt", "message": "no"}, "output": []}
+        response = {"status_code": 200, "request_id": "q", "body": reply}
+        return {"custom_id": key, "response": response, "error": None}
+
+    with BatchServer(result) as server:
+        made = label(server, "--set", "teachers.teacher.api=responses", seeds=5)
+        assert made.error is None and made.manifest["counts"]["rows"] == 4
+        assert made.manifest["counts"]["rejects"] == {"filtered": 1}
+        assert [len(batch.requests) for batch in server.batches.values()] == [5, 1]
+        assert (server.seen["/v1/responses"], server.seen["/v1/chat/completions"]) == (2, 0)
 
 
 def test_a_ledger_of_before_batches_had_bounds_is_brought_up(label: Label, tmp_path: Path) -> None:

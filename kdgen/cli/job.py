@@ -22,7 +22,7 @@ from kdgen.progress import watcher
 from kdgen.runner import Run
 from kdgen.seeds import Scan
 from kdgen.store import Staging, Store
-from kdgen.teachers.bill import Bill, Budget
+from kdgen.teachers.bill import Bill
 from kdgen.teachers.chain import Chain
 from kdgen.teachers.dispatch import Halt
 from kdgen.teachers.ledger import Ledger
@@ -53,7 +53,7 @@ class Job:
         gc.set_threshold(50_000, 50, 50)
         book = Ledger(self.ledger)
         bill, halt = Bill(self.recipe.budget, self.prices, book), Halt()
-        chain = Chain(book, self.recipe.digest) if self.recipe.batched and self.recipe.budget != Budget() else None
+        chain = Chain(book, self.recipe.digest) if self.recipe.batched and self.recipe.budget.of_run else None
         self._heed_signals(halt)
         try:
             if chain is not None:

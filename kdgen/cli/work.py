@@ -187,6 +187,7 @@ def _last_words(manifest: dict[str, Any], folder: Path) -> str:
         f"{counts['rows']:,} rows in {folder}/data.jsonl "
         f"(from {counts['seeds']:,} seeds, {counts['generated']:,} generated, {sum(counts['rejects'].values()):,} rejected)",
         f"{requests['sent']:,} requests sent, {requests['from_ledger']:,} answered by the ledger, {requests['failed']:,} failed"
+        + (f", {requests['from_batches']:,} back from batches" if requests["from_batches"] else "")
         + (f", ${manifest['cost_usd']:.4f}" if manifest["cost_usd"] else ""),
     ]
     if counts["rejects"]:
