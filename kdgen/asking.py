@@ -66,6 +66,7 @@ class Desk:
     teachers: dict[str, Dispatch] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
+    handed: int = 0
 
     def __post_init__(self) -> None:
         self._ready: set[str] = set()
@@ -97,21 +98,27 @@ class Desk:
     async def recover(self) -> None:
         """Look after the batches that earlier runs left, and import what has ended."""
         for batches in self._batches():
-            if batches.open():
-                await batches.recover()
-                await batches.collect(self.max_wait)
+            batches.max_wait = self.max_wait
+            if batches.out():
+                await batches.collect()
 
     async def submit(self) -> None:
         """Hand in what this pass wants from batches."""
         for batches in self._batches():
-            await batches.submit()
+            self.handed += await batches.submit(self.halt.check)
+
+    def todo(self) -> list[str]:
+        """What a person has to run for the batches that are out."""
+        return [told for batches in self._batches() for told in batches.todo()]
 
     async def next_import(self, poll: float) -> None:
         """Wait until a batch has ended and is imported, or a straggler may go online."""
         try:
+            if not self.handed and not any(batches.out() for batches in self._batches()):
+                await self.halt.sleep(poll)  # another process asks for what this one wants
             while True:
-                results = [await batches.collect(self.max_wait) for batches in self._batches()]
-                if any(imported for imported, _ in results) or not any(running for _, running in results):
+                results = [await batches.collect() for batches in self._batches()]
+                if any(imported for imported, _ in results) or not any(out for _, out in results):
                     return
                 await self.halt.sleep(poll)
         finally:

@@ -39,6 +39,7 @@ TRANSPORT = {
     "delay",
     "rpm",
     "tpm",
+    "batch_dir",
 }
 # What a recipe says beside what its rows are made of.
 NOT_OF_ROWS = {"about", "paper", "teachers", "seeds", "budget", "use", "student", "terms"}
@@ -75,6 +76,11 @@ class Recipe(Frozen):
         for role, spec in self.teachers.items():
             if isinstance(spec, TeacherSpec):
                 yield role, spec
+
+    @property
+    def batched(self) -> bool:
+        """Whether a teacher is asked through batches."""
+        return any(spec.mode == "batch" for _, spec in self.leaves())
 
     def reach(self, roles: Iterable[str]) -> list[str]:
         """The models' roles that may answer when `roles` are asked."""
@@ -121,9 +127,6 @@ class Recipe(Frozen):
                 spec.check()
                 if spec.mode == "batch" and not spec.batchable():
                     spec.batches()
-                if spec.mode == "batch" and self.budget != Budget():
-                    cause = "a budget cannot be kept in batches: what they cost is known only when they are back"
-                    raise UserError(cause, where=where(("teachers", role)), hint="mode: online, or no budget")
                 continue
             spec.check(role)
             for member in spec.members:

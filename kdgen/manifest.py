@@ -75,6 +75,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
         "requests": {
             "sent": bill.requests,
             "from_ledger": bill.from_ledger,
+            "from_batches": bill.imports,
             "failed": bill.failures,
             "maybe_billed": bill.maybe_billed + run.ledger.orphans,
         },

@@ -136,7 +136,8 @@ def test_json_is_the_manifest_alone(label: Callable[..., Any], tmp_path: Path) -
     assert json.loads(said.out) == json.loads((tmp_path / "out/manifest.json").read_text())
     assert "2 rows in" in said.err
     quiet = label("s.jsonl", None, "--json", "-q")
-    assert json.loads(quiet.out)["requests"] == {"sent": 0, "from_ledger": 2, "failed": 0, "maybe_billed": 0}
+    counted = {"sent": 0, "from_ledger": 2, "from_batches": 0, "failed": 0, "maybe_billed": 0}
+    assert json.loads(quiet.out)["requests"] == counted
     assert quiet.err == ""
 
 

@@ -32,7 +32,7 @@ from server import (
     write_seeds,
 )
 
-from kdgen.errors import BudgetReached, EndpointError, GateFailed, UserError
+from kdgen.errors import BudgetReached, ComeBack, EndpointError, GateFailed, UserError
 from kdgen.teachers import AnyTeacher
 from kdgen.teachers.base import Call, Fault, Params, Request, TeacherSpec
 from kdgen.teachers.halt import Halt
@@ -590,6 +590,7 @@ OWN = {
     ("Local", "threads"): "test_the_embedded_model_is_loaded_as_the_recipe_says",
     ("Scripted", "path"): "test_the_scripted_teacher_reads_its_file_and_takes_its_time",
     ("Scripted", "delay"): "test_the_scripted_teacher_reads_its_file_and_takes_its_time",
+    ("Vllm", "batch_dir"): "test_files_for_vllm_are_written_to_the_folder_that_is_named",
 }
 # tests/vllm/ starts a server, or an engine on a GPU, and checks these there.
 ELSEWHERE = {("Vllm", "base_urls"), ("Vllm", "lora"), ("Vllm", "engine")}
@@ -705,6 +706,15 @@ def test_a_server_without_batches_cannot_be_asked_for_one(tmp_path: Path) -> Non
     made = make(*asked, folder=tmp_path / "out")
     assert isinstance(made.error, UserError)
     assert "batch" in str(made.error)
+
+
+def test_files_for_vllm_are_written_to_the_folder_that_is_named(tmp_path: Path) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(3))
+    sets = [f"teachers.teacher.{name}" for name in ("mode=batch", f"batch_dir={tmp_path / 'shards'}")]
+    options = [part for each in sets for part in ("--set", each)]
+    made = make("label", seeds, "-t", "vllm:Qwen/Qwen3-8B", "--no-wait", *options, folder=tmp_path / "out")
+    assert isinstance(made.error, ComeBack)
+    assert [len(path.read_text().splitlines()) for path in (tmp_path / "shards").iterdir()] == [3]
 
 
 def test_what_a_teacher_does_not_take_fails_or_is_dropped() -> None:

@@ -282,7 +282,7 @@ def test_no_batch_brings_the_key_in(plant: Callable[..., Any], tmp_path: Path, w
 def test_no_failed_batch_brings_the_key_in(plant: Callable[..., Any]) -> None:
     with Hostile("failed") as server:
         said = plant("sdk", "env file", server, mode="batch")
-    assert said.code == 3 and "the batch failed: [key]" in said.err
+    assert said.code == 3 and "batch b1 failed: [key]" in said.err
 
 
 def test_nothing_is_left_of_the_key_by_a_kill(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ import orjson
 
 from kdgen.card import card_of
 from kdgen.config import Recipe
-from kdgen.errors import ComeBack, EndpointError, Interrupted, UserError
+from kdgen.errors import BudgetReached, ComeBack, EndpointError, Interrupted, UserError
 from kdgen.progress import watcher
 from kdgen.runner import Run
 from kdgen.seeds import Scan
 from kdgen.store import Staging, Store
 from kdgen.teachers.bill import Bill
+from kdgen.teachers.chain import Chain
 from kdgen.teachers.halt import Halt
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.prices import Prices
@@ -52,8 +53,11 @@ class Job:
         gc.set_threshold(50_000, 50, 50)
         book = Ledger(self.ledger)
         bill, halt = Bill(self.recipe.budget, self.prices, book), Halt()
+        chain = Chain(book, self.recipe.digest) if self.recipe.batched and self.recipe.budget.of_run else None
         self._heed_signals(halt)
         try:
+            if chain is not None:
+                await chain.join((spec for _, spec in self.recipe.leaves()), bill)
             while True:
                 run = Run(
                     self.recipe, self.seeds, self.scan, book, watcher(self.quiet), bill, halt=halt, rulings=self.rulings
@@ -65,13 +69,23 @@ class Job:
                         if store is not None:
                             card = card_of(manifest, first_row(version.folder))
                             store.publish(version, manifest["hashes"]["files"], pretty(manifest), card)
+                        if chain is not None:
+                            await chain.end()
                         return manifest
                 said = f"{run.tally.rows:,} rows are done, {run.tally.waiting:,} wait for batches"
+                todo = run.desk.todo()
                 if not self.wait:
-                    raise ComeBack(f"{said}; nothing was published", hint="run the same command later")
+                    hint = "\n        ".join(
+                        [*todo, "then run the same command" if todo else "run the same command later"]
+                    )
+                    raise ComeBack(f"{said}; nothing was published", hint=hint)
                 if not self.quiet:
-                    print(f"{said}; looking again every {POLL:g} s", file=sys.stderr)
+                    print("\n".join([f"{said}; looking again every {POLL:g} s", *todo]), file=sys.stderr)
                 await run.desk.next_import(POLL)
+        except BudgetReached:
+            if chain is not None:
+                await chain.end()
+            raise
         except UserError as error:
             if not bill.requests:
                 raise

@@ -82,9 +82,10 @@ def make(
     }
     changes |= {f"budget.{unit}": cap for unit, cap in caps.items() if cap is not None}
     recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
-    if (not wait or max_wait is not None) and not any(spec.mode == "batch" for _, spec in recipe.leaves()):
-        option = "--max-wait" if wait else "--no-wait"
-        raise UserError("no teacher is asked in batches", where=option, hint="--set teachers.teacher.mode=batch")
+    for option, given in (("--no-wait", not wait), ("--max-wait", max_wait is not None)):
+        if given and not recipe.batched:
+            hint = "--set teachers.ROLE.mode=batch, or leave the option out"
+            raise UserError("no teacher of this recipe is asked through batches", where=option, hint=hint)
     rulings = gate_of(recipe, acks or ())
     table = prices_file(Path(prices)) if prices else PLAIN
     for role, spec in recipe.leaves():
@@ -186,6 +187,7 @@ def _last_words(manifest: dict[str, Any], folder: Path) -> str:
         f"{counts['rows']:,} rows in {folder}/data.jsonl "
         f"(from {counts['seeds']:,} seeds, {counts['generated']:,} generated, {sum(counts['rejects'].values()):,} rejected)",
         f"{requests['sent']:,} requests sent, {requests['from_ledger']:,} answered by the ledger, {requests['failed']:,} failed"
+        + (f", {requests['from_batches']:,} back from batches" if requests["from_batches"] else "")
         + (f", ${manifest['cost_usd']:.4f}" if manifest["cost_usd"] else ""),
     ]
     if counts["rejects"]:

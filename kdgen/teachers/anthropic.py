@@ -182,11 +182,10 @@ class Anthropic(TeacherSpec):
 
     def batches(self) -> BatchApi:
         """Anthropic's Message Batches."""
-        import httpx2
-
         from kdgen.teachers.batch_apis import AnthropicBatches
 
-        return AnthropicBatches(self._client(read_key(self)), httpx2.Response)
+        key = read_key(self)
+        return AnthropicBatches(self._client(key), key)
 
     def _sdk(self) -> Any:
         try:

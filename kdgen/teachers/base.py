@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import orjson
@@ -19,10 +19,12 @@ __all__ = [
     "Fault",
     "FaultKind",
     "Finish",
+    "Full",
     "Params",
     "Raw",
     "Reply",
     "Request",
+    "Sought",
     "Status",
     "TeacherSpec",
     "Usage",
@@ -49,11 +51,24 @@ class Wire(Protocol):
 
 
 class Status(NamedTuple):
-    """Where a batch stands: running, ended (results can be read) or failed (none will come)."""
+    """Where a batch stands: running, ended (results can be read), failed (none will come) or full (the queue was)."""
 
-    state: str
-    done: int = 0
+    state: Literal["running", "ended", "failed", "full"]
     detail: str = ""
+
+
+class Full(Fault):
+    """The provider's queue takes no more until batches that run have ended."""
+
+
+class Sought(NamedTuple):
+    """A batch that may or may not have arrived; `mine` tells a request of it by its key, `known` are other batches."""
+
+    name: str
+    made_at: float
+    size: int
+    mine: Callable[[str], bool]
+    known: frozenset[str]
 
 
 class BatchApi(Protocol):
@@ -61,17 +76,18 @@ class BatchApi(Protocol):
 
     max_requests: ClassVar[int]
     max_bytes: ClassVar[int]
+    nameless: ClassVar[bool]  # batches carry no name, so `find` can take another's for one's own
 
     async def submit(self, name: str, requests: Sequence[Request]) -> str:
-        """Hand the requests in under `name`; the provider's id of the batch."""
+        """Hand the requests in under `name`; the provider's id of the batch. A Fault that is `billed` is in doubt."""
 
-    async def find(self, name: str, made_at: float, size: int, known: set[str]) -> str | None:
-        """The provider's id of the batch that was handed in as `name`, if it ever arrived."""
+    async def find(self, sought: Sought) -> str | None:
+        """The provider's id of a batch that was handed in, if it ever arrived."""
 
     async def status(self, remote: str) -> Status:
         """Where the batch stands."""
 
-    def results(self, remote: str) -> AsyncIterator[tuple[str, Raw | Fault]]:
+    def results(self, remote: str) -> AsyncGenerator[tuple[str, Raw | Fault], None]:
         """(key, reply or fault) of each request that has ended. A transient Fault means: ask again."""
 
     async def cancel(self, remote: str) -> None:
@@ -190,3 +206,7 @@ class TeacherSpec(Params):
     def batches(self) -> BatchApi:
         """Open the provider's batch interface. Raises UserError where it has none."""
         raise UserError(f"{self.label} has no batches", hint="mode: online")
+
+    def todo(self, remote: str) -> str:
+        """The command that a person has to run for a batch, where no provider does."""
+        return ""

@@ -1,49 +1,41 @@
 """Half-price batches: a pass over the recipe wants replies, a shard of them becomes a provider's batch, a later pass goes on.
 
 A batch is written down with its requests before it is submitted, under a name that travels with it, so that a crash
-between the two can be made good: the provider is asked whether it has a batch of that name. Results are imported into
-the ledger one by one; importing twice changes nothing.
+between the two can be made good: the provider is asked whether it has a batch of that name. Only what no living batch
+and no stored reply has is written down, so two processes on one ledger never submit the same request. Results are
+imported into the ledger some at a time; importing twice changes nothing.
 """
 
 from __future__ import annotations
 
-import secrets
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from functools import cached_property
 
-from kdgen.errors import EndpointError, Pending, Rejected
-from kdgen.teachers.base import BatchApi, Fault, Raw, Request, TeacherSpec, Usage
-from kdgen.teachers.bill import Bill
+from kdgen.errors import BudgetReached, EndpointError, Pending, Rejected, UserError
+from kdgen.teachers.base import BatchApi, Fault, Full, Raw, Request, Sought, TeacherSpec
+from kdgen.teachers.batch_book import DAY, Batch, Book
+from kdgen.teachers.bill import Bill, Budget, Hold
 from kdgen.teachers.ledger import Ledger
 
-TRIES = 3
+TRIES = 3  # batches that may end without a reply before its record is given up
+CHUNK = 64  # results in one commit
+STUMBLES = 30  # looks in a row that may fail before the endpoint is given up
+KEPT = 29 * DAY  # for so long providers keep results
 
 
 class Batches:
     """The batches of one teacher in one run."""
 
     def __init__(self, spec: TeacherSpec, ledger: Ledger, bill: Bill) -> None:
+        url = getattr(spec, "base_url", None)
         self.spec = spec
-        self.ledger = ledger
         self.bill = bill
+        self.book = Book(ledger, f"{spec.label}@{url}" if url else spec.label)
         self.wanted: dict[str, Request] = {}
-        self.online = False
-
-    def ask(self, request: Request) -> None:
-        """Want a reply that the ledger lacks. Raises Pending, Rejected where the batch's answer is no; else it may go online."""
-        row = self.ledger.one("SELECT state, tries, detail FROM batch_items WHERE key=?", bytes.fromhex(request.key))
-        state, tries, detail = row or ("", 0, "")
-        if state == "refused":
-            raise Rejected("endpoint_refused", detail)
-        if state == "again" and tries >= TRIES and not self.online:
-            raise Rejected("batch_gave_up", f"{tries} batches ended without this reply: {detail}")
-        if state != "waiting":
-            if self.online:
-                return
-            self.wanted[request.key] = request
-        raise Pending(request.key)
+        self.max_wait: float | None = None
+        self._stumbles = 0
 
     @cached_property
     def api(self) -> BatchApi:
@@ -55,145 +47,235 @@ class Batches:
         if "api" in self.__dict__:
             await self.__dict__.pop("api").close()
 
-    def open(self) -> bool:
-        """Whether the ledger has batches of this teacher that are not done with."""
-        sql = "SELECT 1 FROM batches WHERE teacher=? AND state IN ('prepared', 'submitted', 'cancelling')"
-        return self.ledger.one(sql, self.spec.label) is not None
+    def ask(self, request: Request) -> None:
+        """Want a reply that the ledger lacks. Raises Pending, Rejected where the batch's answer is no; else it may go online."""
+        item = self.book.item(request.key)
+        if item.state == "refused":
+            raise Rejected("endpoint_refused", item.detail)
+        if item.state == "again" and self._late(item.made_at):
+            return
+        if item.state == "again" and item.tries >= TRIES:
+            raise Rejected("batch_gave_up", f"{item.tries} batches ended without this reply: {item.detail}")
+        if item.state != "waiting":
+            self.wanted[request.key] = request
+        raise Pending(request.key)
 
-    async def recover(self) -> None:
-        """Make good what a crash between writing down and submitting left in doubt."""
-        known = {row[0] for row in self.ledger.all("SELECT remote FROM batches WHERE remote IS NOT NULL")}
-        for name, owner, made_at, size in self.ledger.all(
-            "SELECT name, owner, made_at, size FROM batches WHERE teacher=? AND state='prepared'", self.spec.label
-        ):
-            if owner != self.ledger.owner and self.ledger.alive(owner):
-                continue
-            remote = await self.api.find(name, made_at, size, known)
-            if remote is None:
-                await self._end(name, "failed", "it never arrived")
-            else:
-                await self._submitted(name, remote)
+    def _late(self, made_at: float) -> bool:
+        return self.max_wait is not None and time.time() - made_at > self.max_wait
 
-    async def submit(self) -> int:
-        """Hand in everything wanted, in shards that the provider takes; the number of requests."""
-        count = len(self.wanted)
-        for shard in self._shards():
-            name = f"kdgen-{secrets.token_hex(8)}"
+    def out(self) -> bool:
+        """Whether there are batches that are not done with."""
+        return bool(self.book.living())
 
-            def prepare(db: sqlite3.Connection, name: str = name, shard: Sequence[Request] = tuple(shard)) -> None:
-                db.execute(
-                    "INSERT INTO batches (name, teacher, owner, state, made_at, size) VALUES (?,?,?,'prepared',?,?)",
-                    (name, self.spec.label, self.ledger.owner, time.time(), len(shard)),
-                )
-                db.executemany(
-                    "INSERT INTO batch_items (key, batch, wire, nth, request, state, tries) VALUES (?,?,?,?,?,'waiting',1) "
-                    "ON CONFLICT (key) DO UPDATE SET batch=excluded.batch, state='waiting', tries=tries+1",
-                    [(bytes.fromhex(item.key), name, item.wire, item.nth, item.body) for item in shard],
-                )
+    def todo(self) -> list[str]:
+        """The commands that a person has to run for what is out."""
+        return [told for batch in self.book.living() if batch.remote and (told := self.spec.todo(batch.remote))]
 
-            await self.ledger.transact(prepare)
-            try:
-                remote = await self.api.submit(name, shard)
-            except Fault as fault:
-                if not fault.billed:
-                    await self._end(name, "failed", fault.message)
-                raise EndpointError(f"the batch was not taken: {fault.message}", where=self.spec.label) from None
-            self.bill.sent()
-            await self._submitted(name, remote)
-        self.wanted.clear()
-        return count
+    async def submit(self, check: Callable[[], None]) -> int:
+        """Hand in what this pass wants, in shards that the provider takes; the number of requests.
 
-    async def collect(self, max_wait: float | None = None) -> tuple[int, int]:
-        """Import what has ended. Returns (replies imported, batches still running).
-
-        A batch older than `max_wait` seconds is cancelled, and once all have ended its stragglers may go online.
+        What does not fit the budget or the provider's queue stays for a later pass. Raises the KdgenError for which a
+        later pass would fare no better; `check` may raise between two shards.
         """
-        imported = running = 0
-        for name, remote, made_at, state in self.ledger.all(
-            "SELECT name, remote, made_at, state FROM batches WHERE teacher=? AND state IN ('submitted', 'cancelling')",
-            self.spec.label,
-        ):
-            try:
-                status = await self.api.status(remote)
-                if status.state == "running":
-                    running += 1
-                    if max_wait is not None and time.time() - made_at > max_wait and state != "cancelling":
-                        await self.api.cancel(remote)
-                        await self.ledger.transact(_set_state(name, "cancelling"))
-                    continue
-                imported += await self._import(remote)
-                await self._end(name, "ended" if status.state == "ended" else "failed", status.detail)
-            except Fault as fault:
-                if fault.kind in ("rate", "transient"):
-                    running += 1
-                    continue
-                raise EndpointError(fault.message, where=f"{self.spec.label}, batch {remote}") from None
-            if status.state == "failed" and not imported:
-                raise EndpointError(f"the batch failed: {status.detail}", where=f"{self.spec.label}, batch {remote}")
-        if max_wait is not None and not running:
-            oldest = self.ledger.one(
-                "SELECT min(made_at) FROM batches b JOIN batch_items i ON i.batch=b.name WHERE i.state='again'"
-            )
-            self.online = bool(oldest and oldest[0] and time.time() - oldest[0] > max_wait)
-        return imported, running
+        left, holds, reached = self._affordable()
+        handed = 0
+        while left and (shard := self._shard(left)):
+            check()
+            name, requests, full = await self.book.write_down(shard, holds, self.bill.month_caps)
+            if requests and not await self._handed_in(name, requests):
+                if self.out():
+                    break
+                continue  # the queue was empty and this still too much for it: now half of it
+            left, handed = left[len(shard) :], handed + len(requests)
+            if full:
+                reached = None if self.out() else self.bill.month_reached()
+                break
+        self.wanted.clear()
+        self._count_out()
+        if reached is not None:
+            raise reached
+        return handed
 
-    async def _import(self, remote: str) -> int:
-        count = 0
-        async for key, result in self.api.results(remote):
-            if isinstance(result, Raw):
-                count += await self._store(key, result)
-                continue
-            state = "again" if result.kind in ("rate", "transient") else "refused"
-
-            def mark(db: sqlite3.Connection, key: str = key, state: str = state, detail: str = result.message) -> None:
-                db.execute("UPDATE batch_items SET state=?, detail=? WHERE key=?", (state, detail, bytes.fromhex(key)))
-
-            await self.ledger.transact(mark)
-            self.bill.failed(result)
-        return count
-
-    async def _store(self, key: str, raw: Raw) -> bool:
-        """Commit one reply; whether it was new."""
-        row = self.ledger.one("SELECT wire, request, nth FROM batch_items WHERE key=?", bytes.fromhex(key))
-        if row is None or self.ledger.get(key) is not None:
-            return False
-        request = Request(*row)
-        await self.ledger.settle(request, self.spec.label, time.time(), raw)
+    def _affordable(self) -> tuple[list[Request], dict[str, Hold], BudgetReached | None]:
+        """What is wanted, up to the first request that the run's budget has no room for, with the reservations."""
+        self._count_out()
+        found: list[Request] = []
+        holds: dict[str, Hold] = {}
         try:
-            self.bill.imported(self.spec, self.spec.read(request, raw).usage)
-        except Rejected:
-            self.bill.imported(self.spec, Usage())
+            for request in self.wanted.values():
+                if (hold := self.bill.set_aside(self.book.home, self.spec, request)) is None:
+                    break
+                found.append(request)
+                holds[request.key] = hold
+        except BudgetReached as error:
+            return found, holds, error
+        return found, holds, None
+
+    def _count_out(self) -> None:
+        """Tell the bill what is out, of this run and of earlier ones. Raises UserError where that has no bound."""
+        if self.bill.budget == Budget():
+            return
+        out = self.book.waiting()
+        if endless := sum(not request.room for request in out):
+            cause = (
+                f"{endless:,} requests are out in batches without a bound on their replies, so no budget can be kept"
+            )
+            raise UserError(cause, where=self.spec.label, hint="run without a budget until they are back")
+        holds = {request.key: self.bill.worst(self.spec, request, "batch") for request in out}
+        self.bill.out.put(self.book.home, holds)
+
+    def _shard(self, left: Sequence[Request]) -> list[Request]:
+        """The next shard: as many as the provider takes in one, or none while its queue has to empty.
+
+        A queue that was full is fed one shard at a time for a day, and less than was too much for it when it was empty.
+        A teacher is one model, and so is a shard.
+        """
+        jams = self.book.jams()
+        if jams and self.out():
+            return []
+        most = min([self.api.max_requests, *(max(1, size // 2) for state, size in jams if state == "full")])
+        shard: list[Request] = []
+        weight = 0
+        for request in left[:most]:
+            weight += len(request.body) + 300
+            if shard and weight > self.api.max_bytes:
+                break
+            shard.append(request)
+        return shard
+
+    async def _handed_in(self, name: str, requests: Sequence[Request]) -> bool:
+        """Submit a batch that is written down; False where it was not taken now. Raises EndpointError where it will not be."""
+        try:
+            remote = await self.api.submit(name, requests)
+        except Fault as fault:
+            if fault.billed:
+                return False  # in doubt: the next look asks whether it arrived
+            await self._refused(name, len(requests), fault)
+            if fault.kind in ("never", "stop") or not (self.out() or isinstance(fault, Full)):
+                raise self._error(f"the batch was not taken: {fault.message}", fault) from None
+            return False
+        await self.book.submitted(name, remote)
+        self.bill.sent(len(requests))
         return True
 
-    def _shards(self) -> Iterator[list[Request]]:
-        shard: list[Request] = []
-        size = 0
-        for request in self.wanted.values():
-            weight = len(request.body) + 300
-            if shard and (len(shard) >= self.api.max_requests or size + weight > self.api.max_bytes):
-                yield shard
-                shard, size = [], 0
-            shard.append(request)
-            size += weight
-        if shard:
-            yield shard
+    async def _refused(self, name: str, size: int, fault: Fault) -> None:
+        """A batch did not come to run. Where the queue was full: of others, or is this batch alone too much for it?"""
+        state = "failed"
+        if isinstance(fault, Full):
+            state = "held" if len(self.book.living()) > 1 else "full"
+        await self.book.end(name, state, fault.message)
+        if state == "full" and size == 1:
+            raise self._error(f"the provider's queue has no room for one request: {fault.message}", fault)
 
-    async def _submitted(self, name: str, remote: str) -> None:
-        await self.ledger.transact(
-            lambda db: db.execute("UPDATE batches SET remote=?, state='submitted' WHERE name=?", (remote, name))
-        )
+    async def collect(self) -> tuple[int, bool]:
+        """Import what has ended and make good what a crash left in doubt: replies imported, and whether batches are out.
 
-    async def _end(self, name: str, state: str, detail: str) -> None:
-        def run(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE batches SET state=?, error=? WHERE name=?", (state, detail, name))
-            db.execute(
-                "UPDATE batch_items SET state='again', detail=? WHERE batch=? AND state='waiting' "
-                "AND key NOT IN (SELECT key FROM calls)",
-                (detail or "the batch ended without it", name),
-            )
+        A batch older than `max_wait` is cancelled; what is then without a reply goes online.
+        """
+        imported, wrong = 0, None
+        living = self.book.living()
+        if living:
+            self._count_out()
+        for batch in living:
+            try:
+                imported += await self._look(batch)
+                self._stumbles = 0
+            except Fault as fault:
+                self._stumbles += 1
+                if fault.kind in ("never", "stop") or self._stumbles >= STUMBLES:
+                    wrong = wrong or self._error(f"batch {batch.remote or batch.name}: {fault.message}", fault)
+            except EndpointError as error:
+                wrong = wrong or error
+        if wrong is not None:
+            raise wrong
+        if living:
+            self._count_out()
+        return imported, self.out()
 
-        await self.ledger.transact(run)
+    async def _look(self, batch: Batch) -> int:
+        """Look how a batch stands; the replies imported."""
+        if batch.state == "prepared" and (batch := await self._recovered(batch)).state == "prepared":
+            return 0
+        try:
+            state, detail = await self.api.status(batch.remote)
+            if state == "ended":
+                return await self._import(batch, detail)
+        except Fault as fault:
+            if fault.status != 404 or time.time() - batch.made_at < KEPT:
+                raise
+            await self.book.end(batch.name, "failed", "its results are no longer kept")
+            return 0
+        if state == "full":
+            await self._refused(batch.name, batch.size, Full("stop", detail))
+        elif state == "failed":
+            failed = Fault("stop", detail)
+            await self._refused(batch.name, batch.size, failed)
+            raise self._error(f"batch {batch.remote} failed: {detail}", failed)
+        elif self._late(batch.made_at) and batch.state != "cancelling":
+            await self._cancel(batch)
+        return 0
 
+    async def _recovered(self, batch: Batch) -> Batch:
+        """A batch that a crash or a lost answer left in doubt, found again or ended; or another process's, as it is."""
+        if batch.owner != self.book.ledger.owner and self.book.ledger.alive(batch.owner):
+            return batch
+        known = self.book.remotes()
+        sought = Sought(batch.name, batch.made_at, batch.size, lambda key: self.book.has(batch.name, key), known)
+        if (remote := await self.api.find(sought)) is None:
+            await self.book.end(batch.name, "failed", "it never arrived")
+            return batch
+        await self.book.submitted(batch.name, remote)
+        return batch._replace(remote=remote, state="submitted")
 
-def _set_state(name: str, state: str) -> Callable[[sqlite3.Connection], object]:
-    return lambda db: db.execute("UPDATE batches SET state=? WHERE name=?", (state, name))
+    async def _cancel(self, batch: Batch) -> None:
+        try:
+            await self.api.cancel(batch.remote)
+        except Fault as fault:
+            if fault.kind != "never":  # else it has ended just now
+                raise
+        await self.book.cancelling(batch.name)
+
+    async def _import(self, batch: Batch, detail: str) -> int:
+        """Store the results of a batch that has ended. Raises EndpointError, all stored, where one says that no request can succeed."""
+        lines = mine = count = 0
+        stop: Fault | None = None
+        chunk: list[tuple[str, Raw | Fault]] = []
+
+        async def take_in() -> None:
+            nonlocal mine, count, stop
+            known, news = await self.book.take_in(batch, self.spec.label, chunk)
+            chunk.clear()
+            mine += known
+            for request, result, hold in news:
+                self.bill.out.back(self.book.home, request.key)
+                if isinstance(result, Fault):
+                    stop = stop or (result if result.kind == "stop" else None)
+                    self.bill.failed(result)
+                else:
+                    count += 1
+                    self._pay(request, result, hold)
+            await self.bill.write()
+
+        async with aclosing(self.api.results(batch.remote)) as results:
+            async for result in results:
+                lines += 1
+                chunk.append(result)
+                if len(chunk) >= CHUNK:
+                    await take_in()
+        await take_in()
+        if lines and not mine and self.api.nameless and await self.book.mistaken(batch.name):
+            return 0
+        await self.book.end(batch.name, "ended", detail or "the batch ended without it", tries=1)
+        if stop is not None:
+            raise self._error(stop.message, stop)
+        return count
+
+    def _pay(self, request: Request, raw: Raw, hold: Hold) -> None:
+        try:
+            usage = self.spec.read(request, raw).usage
+        except Rejected:
+            usage = None
+        self.bill.imported(self.spec, usage, hold)
+
+    def _error(self, cause: str, fault: Fault) -> EndpointError:
+        return EndpointError(cause, where=self.spec.label, hint=fault.hint)

@@ -6,50 +6,15 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from pydantic import Field
-
-from kdgen.errors import BudgetReached, UserError
-from kdgen.record import Frozen
+from kdgen.errors import BudgetReached, Pending, UserError
 from kdgen.teachers.base import Fault, Reply, Request, TeacherSpec, Usage
+from kdgen.teachers.budget import NOTHING, Budget, Hold, Out, this_month
 from kdgen.teachers.ledger import Ledger
-from kdgen.teachers.prices import PLAIN, Price, Prices
+from kdgen.teachers.prices import PLAIN, Mode, Price, Prices
 
+__all__ = ["NOTHING", "Bill", "Budget", "Hold", "Sum", "cost", "this_month"]
 EVERY = 1.0
-
-
-class Budget(Frozen):
-    """Hard caps of one run and of a calendar month (UTC, all runs of one ledger).
-
-    What the next request could cost at worst is reserved before it is sent.
-    """
-
-    usd: float | None = Field(None, ge=0)
-    tokens: int | None = Field(None, ge=0, le=2**62)
-    month_usd: float | None = Field(None, ge=0)
-    month_tokens: int | None = Field(None, ge=0, le=2**62)
-
-    @property
-    def monthly(self) -> bool:
-        """Whether a month has a cap."""
-        return self.month_usd is not None or self.month_tokens is not None
-
-    @property
-    def in_usd(self) -> bool:
-        """Whether a cap is in dollars, so that prices must be known."""
-        return self.usd is not None or self.month_usd is not None
-
-
-class Hold(NamedTuple):
-    """A reservation; `month` is the one that it is written down for."""
-
-    tokens: int
-    usd: float
-    month: str = ""
-
-
-NOTHING = Hold(0, 0.0)
 
 
 @dataclass
@@ -87,6 +52,7 @@ class Bill:
     maybe_billed: int = 0
     hits: int = 0
     imports: int = 0
+    out: Out = field(default_factory=Out)
     paid: dict[str, Sum] = field(default_factory=dict)
     used: dict[str, Sum] = field(default_factory=dict)
     lost_tokens: int = 0
@@ -97,6 +63,7 @@ class Bill:
     _turns: list[asyncio.Future[None]] = field(default_factory=list)
     _unwritten: dict[str, tuple[int, float]] = field(default_factory=dict)
     _written: float = 0.0
+    _earlier: Hold = NOTHING
 
     def check(self, spec: TeacherSpec, where: str) -> None:
         """Raise UserError where a cap cannot be kept for this teacher."""
@@ -110,43 +77,72 @@ class Bill:
     async def reserve(self, spec: TeacherSpec, request: Request) -> Hold:
         """Set aside the most that `request` can cost, once that fits beside what is in flight.
 
-        Raises BudgetReached where it could pass the cap however little the requests in flight cost.
-
-        A token is at least one byte of the request, so the body's length bounds the input from above.
+        Raises BudgetReached where it could pass the cap however little the requests in flight and in batches cost,
+        Pending where it depends on those in batches.
         """
         if self.budget == Budget():
             return NOTHING
-        if not request.room:
-            raise UserError(
-                f"a budget needs a bound on each reply, and {spec.label} has none",
-                hint="set max_tokens, in the teacher or in the stage's params",
-            )
-        self.check(spec, "")
-        price = self.prices.of(spec)
-        month = this_month() if self.budget.monthly else ""
-        worst = price.worst(len(request.body), request.room) if price else 0.0
-        hold = Hold(len(request.body) + request.room, worst, month)
+        hold = self.worst(spec, request, "online")
         while True:
             # What is held may turn out cheaper: only what is used for certain can end the run.
             while not self._fits(hold, held=True):
-                if not self._fits(hold, held=False) or not self._held:
+                if not self._fits(hold, held=False):
                     raise self._reached(self._spent())
+                if not self._held:
+                    raise Pending(request.key)
                 await self._turn()
             self._hold(hold, 1)
-            if not month or await self._month_takes(hold):
+            if not hold.month or await self._month_takes(hold):
                 return hold
             self._let_go(hold)
             if self._unwritten:
                 await self.write(soon=False)
                 continue
             if not self._held:
-                raise self._reached(self._spent_in(month))
+                raise Pending(request.key) if self.out.tokens else self.month_reached()
             await self._turn()
+
+    def set_aside(self, home: str, spec: TeacherSpec, request: Request) -> Hold | None:
+        """Set aside the most that `request` can cost in a batch; None where that depends on what batches cost that are out.
+
+        Raises BudgetReached where it could pass the cap however little they cost. A month's cap is kept where the batch
+        is written down.
+        """
+        if self.budget == Budget():
+            return NOTHING
+        hold = self.worst(spec, request, "batch")
+        if not self._fits(hold, held=True):
+            if self._fits(hold, held=False):
+                return None
+            raise self._reached(self._spent())
+        self.out.add(home, request.key, hold)
+        return hold
+
+    def worst(self, spec: TeacherSpec, request: Request, mode: Mode) -> Hold:
+        """The most that `request` can cost. Raises UserError where that is not known.
+
+        A token is at least one byte of the request, so the body's length bounds the input from above.
+        """
+        if not request.room:
+            raise UserError(
+                f"a budget needs a bound on each reply, and {spec.label} has none",
+                hint="set max_tokens, in the teacher or in the stage's params",
+            )
+        price = self.prices.of(spec, mode)
+        if price is None:
+            self.check(spec, "")
+        worst = price.worst(len(request.body), request.room) if price else 0.0
+        return Hold(len(request.body) + request.room, worst, this_month() if self.budget.monthly else "")
+
+    @property
+    def month_caps(self) -> tuple[float, float]:
+        """The most tokens and dollars of a month."""
+        tokens, usd = self.budget.month_tokens, self.budget.month_usd
+        return math.inf if tokens is None else tokens, math.inf if usd is None else usd
 
     async def _month_takes(self, hold: Hold) -> bool:
         assert self.ledger is not None
-        caps = (cap if cap is not None else math.inf for cap in (self.budget.month_tokens, self.budget.month_usd))
-        return await self.ledger.spend(hold.month, hold.tokens, hold.usd, *caps)
+        return await self.ledger.spend(hold.month, hold.tokens, hold.usd, *self.month_caps)
 
     async def _turn(self) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -166,14 +162,24 @@ class Bill:
         )
 
     def _fits(self, hold: Hold, *, held: bool) -> bool:
-        tokens = self.tokens + self.lost_tokens + hold.tokens + (self._held_tokens if held else 0)
-        usd = self.usd + self.lost_usd + hold.usd + (self._held_usd if held else 0.0)
+        tokens, usd = self._used
+        tokens += hold.tokens + (self._held_tokens + self.out.tokens if held else 0)
+        usd += hold.usd + (self._held_usd + self.out.usd if held else 0.0)
         limits = self.budget
         return (limits.tokens is None or tokens <= limits.tokens) and (limits.usd is None or usd <= limits.usd)
 
+    @property
+    def _used(self) -> tuple[int, float]:
+        """What this run used for certain, or may have used."""
+        return self.tokens + self.lost_tokens + self._earlier.tokens, self.usd + self.lost_usd + self._earlier.usd
+
     def _spent(self) -> str:
-        limits = self.budget
-        return _said(self.tokens + self.lost_tokens, limits.tokens, self.usd + self.lost_usd, limits.usd)
+        tokens, usd = self._used
+        return _said(tokens, self.budget.tokens, usd, self.budget.usd)
+
+    def month_reached(self) -> BudgetReached:
+        """The month has no room for the next request."""
+        return self._reached(self._spent_in(this_month()))
 
     def _spent_in(self, month: str) -> str:
         assert self.ledger is not None
@@ -211,9 +217,9 @@ class Bill:
         for month, (tokens, usd) in unwritten.items():
             await self.ledger.spend(month, tokens, usd)
 
-    def sent(self) -> None:
-        """One request goes out."""
-        self.requests += 1
+    def sent(self, count: int = 1) -> None:
+        """Requests go out."""
+        self.requests += count
 
     def failed(self, fault: Fault, hold: Hold = NOTHING, worst: Hold = NOTHING) -> None:
         """One request got no reply. Where it may have been billed, its reservation (or `worst`) counts as spent."""
@@ -234,17 +240,26 @@ class Bill:
         return Hold(len(request.body) + request.room, usd)
 
     def settled(self, spec: TeacherSpec, reply: Reply) -> None:
-        """One reply was paid, stored and used."""
-        usd = self._paid(spec, reply.usage)
+        """One reply was paid online, stored and used."""
+        usd = self._paid(spec, reply.usage, "online")
         self.used.setdefault(spec.label, Sum()).add(reply.usage, usd)
 
-    def imported(self, spec: TeacherSpec, usage: Usage) -> None:
-        """One reply of a batch was paid and stored; the next pass uses it."""
+    def imported(self, spec: TeacherSpec, usage: Usage | None, hold: Hold) -> None:
+        """One reply of a batch was paid and stored; the next pass uses it. Without a usage, `hold` is its bill."""
         self.imports += 1
-        self._paid(spec, usage)
+        if hold.month:
+            self._note(-hold.tokens, -hold.usd, hold.month)
+        if usage is None:
+            self.unread(spec, hold)
+        else:
+            self._paid(spec, usage, "batch")
 
-    def _paid(self, spec: TeacherSpec, usage: Usage) -> float:
-        usd = cost(self.prices.of(spec), usage)
+    def earlier(self, tokens: int, usd: float) -> None:
+        """Something that an earlier invocation of this run paid counts against its budget."""
+        self._earlier = Hold(self._earlier.tokens + tokens, self._earlier.usd + usd)
+
+    def _paid(self, spec: TeacherSpec, usage: Usage, mode: Mode) -> float:
+        usd = cost(self.prices.of(spec, mode), usage)
         self.paid.setdefault(spec.label, Sum()).add(usage, usd)
         self._note(usage.input + usage.output, usd, this_month())
         return usd
@@ -259,10 +274,10 @@ class Bill:
         self.paid.setdefault(spec.label, Sum()).add(Usage(input=hold.tokens), hold.usd)
         self._note(hold.tokens, hold.usd, hold.month or this_month())
 
-    def replayed(self, spec: TeacherSpec, reply: Reply) -> None:
-        """One reply came from the ledger."""
+    def replayed(self, spec: TeacherSpec, reply: Reply, mode: Mode) -> None:
+        """One reply came from the ledger, where it is by way of `mode`."""
         self.hits += 1
-        self.used.setdefault(spec.label, Sum()).add(reply.usage, cost(self.prices.of(spec), reply.usage))
+        self.used.setdefault(spec.label, Sum()).add(reply.usage, cost(self.prices.of(spec, mode), reply.usage))
 
     @property
     def tokens(self) -> int:
@@ -289,8 +304,3 @@ def _said(tokens: int, most: int | None, usd: float, most_usd: float | None) -> 
     parts = [] if most is None else [f"{tokens:,} of {most:,} tokens are used"]
     parts += [] if most_usd is None else [f"${usd:.4f} of ${most_usd:.4f} is spent"]
     return ", ".join(parts)
-
-
-def this_month() -> str:
-    """The calendar month in UTC, as `2026-11`."""
-    return time.strftime("%Y-%m", time.gmtime())

@@ -13,6 +13,7 @@ from kdgen.record import Frozen
 
 Finish = Literal["stop", "length", "refusal", "filter", "tool", "unknown"]
 FaultKind = Literal["never", "stop", "rate", "transient"]
+BATCH = "kdgen-batch"  # the header of a reply from a batch that says which one
 
 
 class Params(Frozen):
@@ -74,6 +75,11 @@ class Raw(NamedTuple):
     body: bytes
     headers: dict[str, str]
     limits: dict[str, str] = {}
+
+    @property
+    def mode(self) -> Literal["online", "batch"]:
+        """How it was asked for, which its price depends on."""
+        return "batch" if BATCH in self.headers else "online"
 
 
 class Usage(NamedTuple):

@@ -76,15 +76,16 @@ class Dispatch:
         raw = self.ledger.get(request.key)
         if raw is not None:
             reply = self.spec.read(request, raw)
-            self.bill.replayed(self.spec, reply)
+            self.bill.replayed(self.spec, reply, raw.mode)
             return reply
         self.ready()
         if self.batches is not None:
             self.batches.ask(request)
         shared = self._pending.get(request.key)
         if shared is not None:
-            reply = self.spec.read(request, await asyncio.shield(shared))
-            self.bill.replayed(self.spec, reply)
+            raw = await asyncio.shield(shared)
+            reply = self.spec.read(request, raw)
+            self.bill.replayed(self.spec, reply, raw.mode)
             return reply
         future: asyncio.Future[Raw] = asyncio.get_running_loop().create_future()
         self._pending[request.key] = future
@@ -100,7 +101,7 @@ class Dispatch:
         if own is not None:
             return own
         reply = self.spec.read(request, raw)
-        self.bill.replayed(self.spec, reply)
+        self.bill.replayed(self.spec, reply, raw.mode)
         return reply
 
     async def close(self) -> None:

@@ -238,7 +238,7 @@ def assembled(identity: str, output: Any, top: int | None) -> dict[str, Any]:
     made = output.outputs[0]
     if made.finish_reason in (None, "abort", "error"):
         raise Fault("transient", f"the engine gave the request up ({made.finish_reason})")
-    thought, text = _apart(made.text)
+    thought, text = apart(made.text)
     message = {"role": "assistant", "content": text, **({"reasoning": thought} if thought else {})}
     choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": made.finish_reason}
     if made.stop_reason is not None:
@@ -256,7 +256,7 @@ def assembled(identity: str, output: Any, top: int | None) -> dict[str, Any]:
     return {**body, "usage": counts}
 
 
-def _apart(text: str) -> tuple[str, str]:
+def apart(text: str) -> tuple[str, str]:
     """(reasoning, answer) of a text that may begin with reasoning, as thinking models write it."""
     if "</think>" not in text and not text.lstrip().startswith("<think>"):
         return "", text

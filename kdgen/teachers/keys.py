@@ -98,13 +98,15 @@ def guarded(sdk: Any, key: str) -> Any:
         async def send(self, *arguments: Any, **options: Any) -> Any:
             try:
                 response = await super().send(*arguments, **options)
-                body = await response.aread()
+                # What is read as a stream, a file of results, is searched line by line where it is read.
+                streams = options.get("stream") and response.is_success
+                body = b"" if streams else await response.aread()
             except Exception as error:
                 if secret.clean(str(error)) == str(error):
                     raise
                 raise httpx2.RemoteProtocolError(secret.clean(str(error))) from None
             clean, headers = secret.strike(body), secret.headers(response.headers)
-            if clean is body and headers is response.headers:
+            if streams or (clean is body and headers is response.headers):
                 return response
             kept = {
                 name: value for name, value in headers.items() if name not in ("content-encoding", "content-length")

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +42,12 @@ CREATE TABLE IF NOT EXISTS batch_items (
   key BLOB PRIMARY KEY, batch TEXT NOT NULL, wire TEXT NOT NULL, nth INTEGER NOT NULL, request BLOB NOT NULL,
   state TEXT NOT NULL, tries INTEGER NOT NULL, detail TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS spend (month TEXT PRIMARY KEY, tokens INTEGER NOT NULL, usd REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS chains (recipe TEXT PRIMARY KEY, mark INTEGER NOT NULL);
 """
 CLAIM = "INSERT OR IGNORE INTO claims SELECT ?,?,? WHERE NOT EXISTS (SELECT 1 FROM calls WHERE key=?)"
+# What the items of batches have besides: the room of a reply, and what is reserved for it, in which month.
+NUMBERS = ("room INTEGER", "tokens INTEGER", "usd REAL")
+ADDED = (*(f"{column} NOT NULL DEFAULT 0" for column in NUMBERS), "month TEXT NOT NULL DEFAULT ''")
 POLL = 0.05
 GATHER = 0.008  # a commit costs as much as twenty rows of it, so it waits for a few
 
@@ -112,6 +116,9 @@ class Ledger:
             connection.executescript(
                 f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; PRAGMA application_id={APPLICATION}; COMMIT"
             )
+            for column in ADDED:
+                with suppress(sqlite3.OperationalError):  # it is there
+                    connection.execute(f"ALTER TABLE batch_items ADD COLUMN {column}")
         except BaseException:
             connection.close()
             raise
@@ -164,15 +171,7 @@ class Ledger:
 
     def settle(self, request: Request, teacher: str, sent_at: float, raw: Raw) -> asyncio.Future[Any]:
         """Store the reply and free the claim, in one commit, which no cancellation stops. Await it: then it is on disk."""
-        key = bytes.fromhex(request.key)
-        headers = orjson.dumps(raw.headers).decode()
-        row = (key, request.wire, request.nth, request.body, raw.body, headers, teacher, sent_at, self.clock())
-
-        def run(db: sqlite3.Connection) -> None:
-            db.execute("INSERT OR IGNORE INTO calls VALUES (?,?,?,?,?,?,?,?,?)", row)
-            db.execute("DELETE FROM claims WHERE key=?", (key,))
-
-        return self.transact(run)
+        return self.transact(lambda db: store(db, request, teacher, sent_at, raw))
 
     def free(self, request: Request) -> asyncio.Future[Any]:
         """Give a claim back unanswered, which no cancellation stops."""
@@ -216,15 +215,7 @@ class Ledger:
     ) -> bool:
         """Add to what a month cost. False, with nothing added, where it would then be over a cap."""
 
-        def run(db: sqlite3.Connection) -> bool:
-            had = db.execute("SELECT tokens, usd FROM spend WHERE month=?", (month,)).fetchone() or (0, 0.0)
-            now = (had[0] + tokens, had[1] + usd)
-            if now[0] > most_tokens or now[1] > most_usd:
-                return False
-            db.execute("INSERT OR REPLACE INTO spend VALUES (?,?,?)", (month, *now))
-            return True
-
-        return bool(await self.transact(run))
+        return bool(await self.transact(lambda db: add_spend(db, month, tokens, usd, (most_tokens, most_usd))))
 
     async def wait(self, request: Request) -> Raw | None:
         """Wait while another process asks `request`; its reply, or None where it gave up or died."""
@@ -292,6 +283,27 @@ class Ledger:
                     error = EndpointError(f"the ledger cannot be written: {wrong}", where=str(self.path), hint=hint)
             loop.call_soon_threadsafe(_resolve, ops, results, error)
         db.close()
+
+
+def add_spend(
+    db: sqlite3.Connection, month: str, tokens: int, usd: float, caps: tuple[float, float] = (math.inf, math.inf)
+) -> bool:
+    """See `Ledger.spend`; inside a commit."""
+    had = db.execute("SELECT tokens, usd FROM spend WHERE month=?", (month,)).fetchone() or (0, 0.0)
+    now = (had[0] + tokens, had[1] + usd)
+    if now[0] > caps[0] or now[1] > caps[1]:
+        return False
+    db.execute("INSERT OR REPLACE INTO spend VALUES (?,?,?)", (month, *now))
+    return True
+
+
+def store(db: sqlite3.Connection, request: Request, teacher: str, sent_at: float, raw: Raw) -> bool:
+    """Store a reply and free its claim, inside a commit; whether the reply was new."""
+    key, headers = bytes.fromhex(request.key), orjson.dumps(raw.headers).decode()
+    row = (key, request.wire, request.nth, request.body, raw.body, headers, teacher, sent_at, time.time())
+    stored = db.execute("INSERT OR IGNORE INTO calls VALUES (?,?,?,?,?,?,?,?,?)", row)
+    db.execute("DELETE FROM claims WHERE key=?", (key,))
+    return stored.rowcount > 0
 
 
 def _resolve(ops: list[_Op], results: list[Any], error: Exception | None) -> None:

@@ -150,7 +150,8 @@ class OpenAI(TeacherSpec):
         from kdgen.teachers.batch_apis import OpenAIBatches
 
         path = "/responses" if self.dialect == "responses" else "/chat/completions"
-        return OpenAIBatches(self._client(read_key(self) or "none"), path)
+        key = read_key(self)
+        return OpenAIBatches(self._client(key or "none"), path, key)
 
     def _client(self, key: str) -> Any:
         import openai

@@ -105,6 +105,16 @@ def _finish(body: Mapping[str, Any], status: str) -> tuple[Finish, str]:
     raise Rejected("endpoint_failed", f"the response is {status}: {error.get('code')}: {error.get('message')}")
 
 
+def checked_response(raw: Raw) -> Raw:
+    """`raw`, or the Fault of a response that failed for no fault of the request."""
+    if b'"failed"' in raw.body:
+        body = orjson.loads(raw.body)
+        error = table_of(body.get("error")) if body.get("status") == "failed" else {}
+        if kind := LUCK.get(str(error.get("code"))):
+            raise Fault(kind, f"{error['code']}: {error.get('message')}", billed=bool(body.get("usage")))
+    return raw
+
+
 class ResponsesWire:
     """A wire on which a response that failed for no fault of the request is a Fault, and is not kept as a reply."""
 
@@ -113,13 +123,7 @@ class ResponsesWire:
 
     async def send(self, request: Request) -> Raw:
         """Send once. Raises Fault."""
-        raw = await self._wire.send(request)
-        if b'"failed"' in raw.body:
-            body = orjson.loads(raw.body)
-            error = table_of(body.get("error")) if body.get("status") == "failed" else {}
-            if kind := LUCK.get(str(error.get("code"))):
-                raise Fault(kind, f"{error['code']}: {error.get('message')}", billed=bool(body.get("usage")))
-        return raw
+        return checked_response(await self._wire.send(request))
 
     async def close(self) -> None:
         """Close the wire."""

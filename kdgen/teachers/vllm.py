@@ -10,6 +10,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +20,19 @@ from pydantic import Field, JsonValue
 from kdgen.errors import UserError
 from kdgen.record import digest
 from kdgen.resources import did_you_mean
-from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body, read_chat
+from kdgen.teachers.base import (
+    BatchApi,
+    Call,
+    Fault,
+    Params,
+    Raw,
+    Reply,
+    Request,
+    TeacherSpec,
+    Wire,
+    chat_body,
+    read_chat,
+)
 from kdgen.teachers.chat import MALFORMED, malformed
 from kdgen.teachers.http import HttpWire
 from kdgen.teachers.keys import EnvName, check_key, key_needs, key_of
@@ -59,6 +72,7 @@ ENGINE_OWN = frozenset("model generation_config enable_lora".split())
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".model", ".jinja", ".txt", ".tiktoken")
 REST = 5.0
 INSTALL = "pip install 'kdgen[vllm]', or name a server: --teacher vllm:MODEL@http://HOST:PORT/v1"
+BATCH_DIR = ".kdgen/batches"
 
 
 class Vllm(TeacherSpec):
@@ -74,6 +88,9 @@ class Vllm(TeacherSpec):
     api_key_env: EnvName = "VLLM_API_KEY"
     api_key_file: str | None = Field(None, description="a file that holds the key alone, instead of a variable")
     concurrency: int = Field(64, ge=1, le=4096, description="requests in flight at most")
+    batch_dir: str | None = Field(
+        None, description=f"the folder of the files that `vllm run-batch` answers in mode: batch; unset: {BATCH_DIR}"
+    )
     prompt_logprobs: int | None = Field(None, ge=0, description="top-k logprobs of each token of the prompt")
     lora: str | None = None
     engine: dict[str, JsonValue] = {}
@@ -117,6 +134,10 @@ class Vllm(TeacherSpec):
             yield f"engine must not set {', '.join(clash)}", "kdgen has a field for it, or needs it"
         if self.lora and not self.urls and not Path(os.path.expanduser(self.lora)).is_dir():
             yield f"the adapter {self.lora} is no folder", "in this process an adapter is loaded from its folder"
+        if self.batch_dir is not None and self.mode != "batch":
+            yield "batch_dir has no effect online", "mode: batch"
+        if self.lora and self.mode == "batch":
+            yield "`vllm run-batch` takes no adapter", "mode: online, or a model with the adapter merged into it"
         for name in sorted(self.extra):
             yield from self._wrong_extra(name)
 
@@ -131,10 +152,10 @@ class Vllm(TeacherSpec):
             yield f"vLLM would ignore {name} here", did_you_mean(name, known) or other
 
     def needs(self) -> dict[str, str]:
-        """vLLM itself, where no server is named. A server's key is optional, unless the recipe names it."""
+        """vLLM itself, where neither a server nor files stand for it. A server's key is optional, unless the recipe names it."""
         if self.urls:
             return key_needs(self, needed=bool({"api_key_env", "api_key_file"} & self.model_fields_set))
-        return {} if importlib.util.find_spec("vllm") else {"vllm is not installed": INSTALL}
+        return {} if self.mode == "batch" else _installed()
 
     def origin(self) -> dict[str, str]:
         """The model, and the digest of a folder of one's own."""
@@ -181,6 +202,11 @@ class Vllm(TeacherSpec):
                         named(top)
         except (*MALFORMED, ValueError) as error:
             raise malformed("logprobs", error) from None
+        if raw.mode == "batch" and not reply.reasoning:
+            from kdgen.teachers.engine import apart
+
+            thought, text = apart(reply.text)  # as the engine in this process does it
+            reply = replace(reply, text=text, reasoning=thought)
         return reply
 
     def connect(self) -> Wire:
@@ -190,6 +216,8 @@ class Vllm(TeacherSpec):
         if not self.urls:
             from kdgen.teachers.engine import EngineWire
 
+            for need, hint in _installed().items():
+                raise UserError(need, where=self.label, hint=hint)
             arguments = {"max_num_seqs": self.concurrency, **self.engine}
             adapter = (self._adapter, os.path.expanduser(self.lora)) if self.lora else None
             return EngineWire(_path(self.model), arguments, adapter)
@@ -199,6 +227,23 @@ class Vllm(TeacherSpec):
             HttpWire(url.rstrip("/") + "/chat/completions", headers, connections=self.concurrency) for url in self.urls
         ]
         return wires[0] if len(wires) == 1 else LeastLoaded(wires)
+
+    def batches(self) -> BatchApi:
+        """Files for `vllm run-batch`."""
+        from kdgen.teachers.batch_files import BatchFiles
+
+        return BatchFiles(Path(os.path.expanduser(self.batch_dir or BATCH_DIR)))
+
+    def todo(self, remote: str) -> str:
+        """The command that answers a batch as the engine in this process would."""
+        from kdgen.teachers.batch_files import command
+
+        options = {"generation_config": "vllm", "max_logprobs": -1, **self.engine}
+        return command(remote, _path(self.model), self.identity, options)
+
+
+def _installed() -> dict[str, str]:
+    return {} if importlib.util.find_spec("vllm") else {"vllm is not installed": INSTALL}
 
 
 def named(entry: dict[str, Any]) -> None:

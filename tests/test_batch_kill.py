@@ -1,0 +1,49 @@
+"""kill -9 at each point of a batch's life: nothing is submitted twice, nothing is lost, the files come out the same."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from batch_server import BatchServer
+from server import ledger_rows, leftovers, make, paid, start, tasks, write_seeds
+
+from kdgen.errors import ComeBack
+
+SEEDS = 100
+# Where the server is held: a file came, a batch came but was not taken in, it was taken in, looked at, and read in part.
+POINTS = [("openai", each) for each in ("upload", "arrive", "create", "status", "results")]
+POINTS += [("anthropic", each) for each in ("arrive", "create", "status", "results")]
+
+
+@pytest.mark.parametrize(("wire", "point"), POINTS)
+def test_kill_9(tmp_path: Path, wire: str, point: str) -> None:
+    seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(SEEDS))
+    ledger = tmp_path / "l.db"
+    with BatchServer(anthropic=wire == "anthropic") as server:
+        server.hold, server.cut = point, 80
+        asked = ("label", seeds, *server.asked)
+        with start(*map(str, asked), "-q", "-o", "out", "--ledger", str(ledger), cwd=tmp_path) as run:
+            assert server.wait(point)
+            while point == "results" and run.poll() is None and not paid(ledger):
+                time.sleep(0.01)  # a part of the results is committed, the rest is on its way
+            run.kill()
+            run.communicate(timeout=30)
+        assert run.returncode == -9
+        known = paid(ledger)
+        assert (0 < len(known) < SEEDS) if point == "results" else not known
+        assert not (tmp_path / "out" / "data.jsonl").exists()
+        server.release()
+        made = make(*asked, "--no-wait", folder=tmp_path / "out", ledger=ledger)
+        if point in ("upload", "arrive"):  # it never came to a batch, so now it does
+            assert isinstance(made.error, ComeBack)
+            made = make(*asked, "--no-wait", folder=tmp_path / "out", ledger=ledger)
+        assert made.error is None, made.error
+        assert len(server.batches) == 1 and len(server.keys) == SEEDS and server.repeats() == 0
+        whole = make(*asked, folder=tmp_path / "whole")
+    assert made.manifest["counts"]["rows"] == SEEDS
+    assert whole.error is None and made.files == whole.files, whole.error
+    assert {key.hex() for (key,) in ledger_rows(ledger, "SELECT key FROM calls")} == set(server.keys)
+    assert ledger_rows(ledger, "SELECT count(*) FROM batch_items") == [(0,)]
+    assert leftovers(tmp_path / "out") == [] and sorted(path.name for path in tmp_path.glob("l.db*")) == ["l.db"]
