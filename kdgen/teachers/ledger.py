@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from kdgen.errors import EndpointError, UserError
 from kdgen.teachers.base import Raw, Request
@@ -48,12 +47,8 @@ CLAIM = "INSERT OR IGNORE INTO claims SELECT ?,?,? WHERE NOT EXISTS (SELECT 1 FR
 # What the items of batches have besides: the room of a reply, and what is reserved for it, in which month.
 NUMBERS = ("room INTEGER", "tokens INTEGER", "usd REAL")
 ADDED = (*(f"{column} NOT NULL DEFAULT 0" for column in NUMBERS), "month TEXT NOT NULL DEFAULT ''")
-POLL = 0.05
+POLL, PATIENCE = 0.05, 60.0
 GATHER = 0.008  # a commit costs as much as twenty rows of it, so it waits for a few
-
-
-def _is_busy(error: BaseException) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 class _Op(NamedTuple):
@@ -107,9 +102,18 @@ class Ledger:
                 hint="use the kdgen that made it, or another --ledger",
             )
 
-    @retry(retry=retry_if_exception(_is_busy), wait=wait_random(0.01, 0.1), stop=stop_after_delay(60), reraise=True)
     def _open(self) -> sqlite3.Connection:
-        """A connection to a file that has its tables. While another process makes it, SQLite's own timeout does not hold."""
+        """A connection to a file that has its tables. SQLite's own patience does not hold while another process makes it."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._made()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            time.sleep(POLL)
+
+    def _made(self) -> sqlite3.Connection:
         connection = self._connect()
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -125,7 +129,7 @@ class Ledger:
         return connection
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous=FULL")
         return connection
 
