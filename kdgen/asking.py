@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from kdgen.config import Recipe
-from kdgen.errors import EndpointError, Rejected, UserError
+from kdgen.errors import BudgetReached, EndpointError, Rejected, UserError
 from kdgen.prompts import Prompt
 from kdgen.record import Message, Record
 from kdgen.stages import AnyStage, Draw
@@ -67,6 +67,7 @@ class Desk:
     notices: list[str] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
     handed: int = 0
+    spent: BudgetReached | None = None
 
     def __post_init__(self) -> None:
         self._ready: set[str] = set()
@@ -74,7 +75,12 @@ class Desk:
             self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt, functools.partial(self.ready, role))
 
     def ready(self, role: str) -> None:
-        """At a role's first miss: raise UserError where it, or a teacher that may be asked after it, lacks something."""
+        """At a miss: raise Rejected where the budget is spent.
+
+        At a role's first: raise UserError where it, or a teacher that may be asked after it, lacks something.
+        """
+        if self.spent is not None:
+            raise Rejected("budget_reached", "the budget was reached before this was asked")
         if role in self._ready:
             return
         reached = [self.recipe.reach(stage.roles) for stage in self.recipe.stages]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """Where every record went. `stopped` says why the run ended: seeds, target, rounds, candidate_cap or dry."""
+    """Where every record went. `stopped` says why the run ended: seeds, target, rounds, candidate_cap, dry or budget."""
 
     seeds: int = 0
     generated: int = 0

@@ -107,6 +107,10 @@ class Run:
         self.tally.balance()
         if self.tally.waiting:
             return None
+        if self.desk.spent is not None:
+            self.tally.stopped = "budget"
+            if not self.tally.rows:
+                raise self.desk.spent
         if not self.tally.rows:
             raise GateFailed(f"no row was accepted: {self._why()}", hint="nothing was published; what was paid is kept")
         return manifest_of(self, staging.close(), started)

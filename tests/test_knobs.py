@@ -245,6 +245,7 @@ KINDS = {"stage", "method", "filter", "format", "provider"}
 ELSEWHERE_TESTED = {
     ("Budget", "usd"): "test_a_cap_in_usd_needs_a_price",
     ("Budget", "month_usd"): "test_a_month_in_dollars",
+    ("Budget", "publish"): "test_what_is_complete_is_published_and_the_next_run_goes_on",
     ("Recipe", "terms"): "test_a_recipe_may_say_why_it_may",
 }
 ELSEWHERE = {("Exact", "against_seeds"): EVOLVE, ("Rouge", "against_seeds"): EVOLVE, ("Dangling", "min_words"): LABEL}

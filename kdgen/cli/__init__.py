@@ -29,6 +29,7 @@ from kdgen.cli.options import (
     OnBad,
     Out,
     PricesFile,
+    PublishAtBudget,
     Quiet,
     Set,
     Target,
@@ -96,6 +97,7 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         budget_tokens: BudgetTokens = None,
         budget_usd_month: MonthUsd = None,
         budget_tokens_month: MonthTokens = None,
+        publish_at_budget: PublishAtBudget = False,
         wait: Wait = True,
         max_wait: MaxWait = None,
         prices: PricesFile = None,
@@ -110,7 +112,7 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
         work.make(
             name, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
             on_bad=on_bad_seed, form=format_, ledger=ledger, budget_usd=budget_usd, budget_tokens=budget_tokens,
-            budget_usd_month=budget_usd_month, budget_tokens_month=budget_tokens_month,
+            budget_usd_month=budget_usd_month, budget_tokens_month=budget_tokens_month, publish_at_budget=publish_at_budget,
             wait=wait, max_wait=max_wait, prices=prices, acks=ack_terms, as_json=json_, quiet=quiet,
         )  # fmt: skip
 
@@ -141,6 +143,7 @@ def run(
     budget_tokens: BudgetTokens = None,
     budget_usd_month: MonthUsd = None,
     budget_tokens_month: MonthTokens = None,
+    publish_at_budget: PublishAtBudget = False,
     wait: Wait = True,
     max_wait: MaxWait = None,
     prices: PricesFile = None,
@@ -155,7 +158,7 @@ def run(
     work.make(
         recipe, seeds, out=out, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_,
         on_bad=on_bad_seed, form=format_, ledger=ledger, budget_usd=budget_usd, budget_tokens=budget_tokens,
-            budget_usd_month=budget_usd_month, budget_tokens_month=budget_tokens_month,
+            budget_usd_month=budget_usd_month, budget_tokens_month=budget_tokens_month, publish_at_budget=publish_at_budget,
             wait=wait, max_wait=max_wait, prices=prices, acks=ack_terms, as_json=json_, quiet=quiet,
     )  # fmt: skip
 

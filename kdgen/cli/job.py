@@ -52,40 +52,23 @@ class Job:
         gc.freeze()
         gc.set_threshold(50_000, 50, 50)
         book = Ledger(self.ledger)
-        bill, halt = Bill(self.recipe.budget, self.prices, book), Halt()
+        bill = Bill(self.recipe.budget, self.prices, book)
         chain = Chain(book, self.recipe.digest) if self.recipe.batched and self.recipe.budget.of_run else None
-        self._heed_signals(halt)
         try:
             if chain is not None:
                 await chain.join((spec for _, spec in self.recipe.leaves()), bill)
-            while True:
-                run = Run(
-                    self.recipe, self.seeds, self.scan, book, watcher(self.quiet), bill, halt=halt, rulings=self.rulings
-                )
-                run.desk.max_wait = self.max_wait
-                with staging() as version:
-                    manifest = await run.go(version)
-                    if manifest is not None:
-                        if store is not None:
-                            card = card_of(manifest, first_row(version.folder))
-                            store.publish(version, manifest["hashes"]["files"], pretty(manifest), card)
-                        if chain is not None:
-                            await chain.end()
-                        return manifest
-                said = f"{run.tally.rows:,} rows are done, {run.tally.waiting:,} wait for batches"
-                todo = run.desk.todo()
-                if not self.wait:
-                    hint = "\n        ".join(
-                        [*todo, "then run the same command" if todo else "run the same command later"]
-                    )
-                    raise ComeBack(f"{said}; nothing was published", hint=hint)
-                if not self.quiet:
-                    print("\n".join([f"{said}; looking again every {POLL:g} s", *todo]), file=sys.stderr)
-                await run.desk.next_import(POLL)
-        except BudgetReached:
+            spent = None
+            try:
+                manifest = await self._passes(book, bill, staging, store)
+            except BudgetReached as error:
+                spent = error
             if chain is not None:
                 await chain.end()
-            raise
+            if spent is None:
+                return manifest
+            if not self.recipe.budget.publish:
+                raise spent
+            raise _published(spent, await self._passes(book, bill, staging, store, spent))
         except UserError as error:
             if not bill.requests:
                 raise
@@ -97,6 +80,38 @@ class Job:
                 await bill.write(soon=False)
             finally:
                 await book.close()
+
+    async def _passes(
+        self,
+        book: Ledger,
+        bill: Bill,
+        staging: Callable[[], AbstractContextManager[Staging]],
+        store: Store | None,
+        spent: BudgetReached | None = None,
+    ) -> dict[str, Any]:
+        """Passes until no row waits; the last is published. With `spent`, what would have to be asked for is rejected."""
+        halt = Halt()
+        self._heed_signals(halt)
+        while True:
+            run = Run(
+                self.recipe, self.seeds, self.scan, book, watcher(self.quiet), bill, halt=halt, rulings=self.rulings
+            )
+            run.desk.max_wait, run.desk.spent = self.max_wait, spent
+            with staging() as version:
+                manifest = await run.go(version)
+                if manifest is not None:
+                    if store is not None:
+                        card = card_of(manifest, first_row(version.folder))
+                        store.publish(version, manifest["hashes"]["files"], pretty(manifest), card)
+                    return manifest
+            said = f"{run.tally.rows:,} rows are done, {run.tally.waiting:,} wait for batches"
+            todo = run.desk.todo()
+            if not self.wait:
+                hint = "\n        ".join([*todo, "then run the same command" if todo else "run the same command later"])
+                raise ComeBack(f"{said}; nothing was published", hint=hint)
+            if not self.quiet:
+                print("\n".join([f"{said}; looking again every {POLL:g} s", *todo]), file=sys.stderr)
+            await run.desk.next_import(POLL)
 
     def _heed_signals(self, halt: Halt) -> None:
         loop = asyncio.get_running_loop()
@@ -115,6 +130,11 @@ class Job:
 
         for sign in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(sign, stop, sign.name)
+
+
+def _published(spent: BudgetReached, manifest: dict[str, Any]) -> BudgetReached:
+    rows = manifest["counts"]["rows"]
+    return BudgetReached(f"{spent.cause}; {rows:,} complete rows are published", where=spent.where, hint=spent.hint)
 
 
 def pretty(manifest: dict[str, Any]) -> str:

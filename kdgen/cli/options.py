@@ -59,6 +59,10 @@ MonthTokens = Annotated[
     int | None,
     typer.Option("--budget-tokens-month", min=1, help="The most tokens they may use in a calendar month (UTC)."),
 ]
+PublishAtBudget = Annotated[
+    bool,
+    typer.Option("--publish-at-budget", help="At a cap, publish the rows that are complete; the exit code stays 4."),
+]
 AckTerms = Annotated[
     list[str] | None,
     typer.Option(

@@ -63,6 +63,7 @@ def make(
     budget_tokens: int | None,
     budget_usd_month: float | None,
     budget_tokens_month: int | None,
+    publish_at_budget: bool,
     wait: bool,
     max_wait: float | None,
     prices: str | None,
@@ -79,6 +80,7 @@ def make(
         "tokens": budget_tokens,
         "month_usd": budget_usd_month,
         "month_tokens": budget_tokens_month,
+        "publish": publish_at_budget or None,
     }
     changes |= {f"budget.{unit}": cap for unit, cap in caps.items() if cap is not None}
     recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
@@ -86,6 +88,8 @@ def make(
         if given and not recipe.batched:
             hint = "--set teachers.ROLE.mode=batch, or leave the option out"
             raise UserError("no teacher of this recipe is asked through batches", where=option, hint=hint)
+    if out == "-" and recipe.budget.publish:
+        raise UserError("what is complete at the cap is published to a folder only", where="-o -", hint="-o DIR")
     rulings = gate_of(recipe, acks or ())
     table = prices_file(Path(prices)) if prices else PLAIN
     for role, spec in recipe.leaves():
@@ -199,6 +203,7 @@ def _last_words(manifest: dict[str, Any], folder: Path) -> str:
 
 
 STOPS = {
+    "budget": "the budget is reached",
     "seeds": "the seeds are used up",
     "candidate_cap": "the cap on candidates is met (stages.N.max_candidates)",
     "dry": "two rounds in a row added nothing new",

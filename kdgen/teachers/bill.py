@@ -64,6 +64,7 @@ class Bill:
     _unwritten: dict[str, tuple[int, float]] = field(default_factory=dict)
     _written: float = 0.0
     _earlier: Hold = NOTHING
+    _known: int = 0
 
     def check(self, spec: TeacherSpec, where: str) -> None:
         """Raise UserError where a cap cannot be kept for this teacher."""
@@ -268,6 +269,7 @@ class Bill:
         """The recipe is gone through again from its start."""
         self.used.clear()
         self.hits = 0
+        self._known = self._replies - self.imports
 
     def unread(self, spec: TeacherSpec, hold: Hold) -> None:
         """One reply was paid and stored but does not say what it cost: the reservation is its bill."""
@@ -290,9 +292,13 @@ class Bill:
         return sum(part.usd for part in self.paid.values())
 
     @property
+    def _replies(self) -> int:
+        return sum(part.replies for part in self.paid.values())
+
+    @property
     def from_ledger(self) -> int:
         """Requests that the ledger answered with what was paid before this run."""
-        return max(0, self.hits - self.imports)
+        return max(0, self.hits - self.imports - self._known)
 
 
 def cost(price: Price | None, usage: Usage) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from kdgen.record import Frozen
 
@@ -21,6 +22,13 @@ class Budget(Frozen):
     tokens: int | None = Field(None, ge=0, le=2**62)
     month_usd: float | None = Field(None, ge=0)
     month_tokens: int | None = Field(None, ge=0, le=2**62)
+    publish: bool = Field(False, description="at the cap, publish the rows that are complete")
+
+    @model_validator(mode="after")
+    def _has_a_cap(self) -> Budget:
+        if self.publish and not (self.of_run or self.monthly):
+            raise PydanticCustomError("no_cap", "there is no cap at which to publish", {"hint": "budget: {usd: 1}"})
+        return self
 
     @property
     def monthly(self) -> bool:
