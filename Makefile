@@ -43,6 +43,8 @@ $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/npm install --silent --no-audit --no-fund --no-package-lock --no-save \
+		--prefix $(VENV) @copilotkit/aimock@1.43.0
 	touch $@ $(VENV)/.run
 
 .PHONY: help start test test-vllm check bench clean
