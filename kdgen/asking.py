@@ -182,7 +182,7 @@ class JobAsk:
         """See `stages.base.Ask`."""
         role = to or self._step.stage.to
         team = self._desk.recipe.teachers[role]
-        messages = prompt.render(variables, history)
+        messages = prompt.render({**self._step.stage.drawn(self._job), **variables}, history)
         if _empty(prompt, variables, messages, history):
             raise Rejected("empty_prompt", f"{prompt.name} shows nothing of this record, so nothing was asked")
         asked = Question(prompt, variables, messages, schema, nth, partial, _valid(schema, check))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from kdgen.errors import UserError
 
-KINDS = {"configs": ".yaml", "prompts": ".md", "seeds": ".jsonl"}
+KINDS = {"configs": ".yaml", "prompts": ".md", "banks": ".yaml", "seeds": ".jsonl"}
+FOLDERS = {"banks": "prompts/banks"}
 
 
 @cache
@@ -24,7 +25,7 @@ def home() -> Path:
 @cache
 def builtins(kind: str) -> dict[str, Path]:
     """The built-ins of one kind by name (`label/answer`), sorted."""
-    root, suffix = home() / kind, KINDS[kind]
+    root, suffix = home() / FOLDERS.get(kind, kind), KINDS[kind]
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob(f"*{suffix}"))}
 
 

@@ -206,9 +206,10 @@ class Run:
         return rows
 
     async def _job(self, step: Step, job: Record) -> list[Row]:
+        job = step.stage.steered(job, step.draw)
         ask = JobAsk(self.desk, step, job)
         try:
-            return await step.stage.run(job, ask)
+            return [step.stage.marked(job, row) for row in await step.stage.run(job, ask)]
         except Pending:
             return [Waiting(id=job.id)]
         except Rejected as fate:

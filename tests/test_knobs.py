@@ -116,6 +116,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         LABEL,
         {
             "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
             "params": S + "params.temperature=1",
             "prompt": S + "prompt=label/rationale",
             "existing": S + "existing=keep",
@@ -126,6 +127,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         RATIONALE,
         {
             "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
             "params": S + "params.stop=[x]",
             "prompt": S + "prompt=label/answer",
             "on_disagree": S + "on_disagree=reject",
@@ -136,6 +138,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         EXPAND,
         {
             "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
             "params": S + "params.top_p=0.5",
             "prompt": S + "prompt=label/answer",
             "human": S + "human=2",
@@ -154,6 +157,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         EVOLVE,
         {
             "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
             "params": S + "params.temperature=1",
             "operations": S + "operations={breadth: expand/evol/breadth}",
             "equal": S + "equal=label/answer",

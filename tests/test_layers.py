@@ -17,7 +17,7 @@ LAYERS = [
     {"kdgen", "aio", "errors", "record"},
     {"parse", "resources", "tables"},
     {"filters", "prompts", "readers", "yamls"},
-    {"dedupe", "export", "seeds", "store"},
+    {"banks", "dedupe", "export", "seeds", "store"},
     {"teachers"},
     {"stages", "terms"},
     {"config"},

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, JsonValue
 
+from kdgen.banks import BankFile
 from kdgen.errors import UserError
 from kdgen.filters import AnyFilter
 from kdgen.prompts import Prompt
@@ -98,13 +99,15 @@ class Stage(Frozen):
     A stage looks at one record at a time and chains with no barrier. `gives` names the variables that
     each prompt field is rendered with; a prompt may use fewer. `consumes` means that what comes out is
     new, and the record that went in is not passed on. `cut_is_fine` means that a reply cut at max_tokens
-    is used as far as it goes.
+    is used as far as it goes. Of each of `banks` one entry is drawn a job: its fields are `{{ NAME.field }}` in the
+    stage's prompts, its id stays in `meta.banks`; the one named `system` becomes the job's system message.
     """
 
     stage: str
     method: str
     to: str = "teacher"
     params: Params = Params()
+    banks: dict[str, BankFile] = {}
 
     gives: ClassVar[dict[str, frozenset[str]]] = {}
     consumes: ClassVar[bool] = False
@@ -136,12 +139,44 @@ class Stage(Frozen):
 
     def check(self, where: str) -> None:
         """Raise UserError where the stage cannot work as it is set."""
+        shown: set[str] = set()
         for field, prompt in self.prompts():
-            prompt.expect(self.gives[field], f"{where} ({prompt.name})")
+            prompt.expect(self.gives[field] | self.banks.keys(), f"{where} ({prompt.name})")
+            shown |= prompt.variables.keys()
+        for name, bank in self.banks.items():
+            if name not in shown:
+                hint = f"declare it in a prompt and show a field of it: {', '.join(bank.fields)}"
+                raise bad_stage(f"no prompt of this stage shows the bank {name!r}", f"{where}.banks.{name}", hint)
+            if name == "system" and bank.fields != ("text",):
+                raise bad_stage("system messages have one field, text", f"{where}.banks.system")
 
     def plan(self, pool: Sequence[Record], round: int, draw: Draw) -> Iterator[Record]:
         """The jobs of this round; pure. A stage that sees one record at a time makes each its own job."""
         yield from pool
+
+    def steered(self, job: Record, draw: Draw) -> Record:
+        """The job with what its banks drew for it."""
+        if not self.banks:
+            return job
+        drawn = {name: bank.draw(draw.seed, draw.stage, name, job.id) for name, bank in self.banks.items()}
+        held = job.meta.get("banks")
+        ids = {**(held if isinstance(held, dict) else {}), **{name: entry.id for name, entry in drawn.items()}}
+        system = {"system": drawn["system"].texts["text"]} if "system" in drawn else {}
+        return job.model_copy(update={"meta": {**job.meta, "banks": ids}, **system})
+
+    def marked(self, job: Record, row: Row) -> Row:
+        """A row that a steered job made, with what was drawn for it."""
+        if not self.banks or not isinstance(row, Record) or "banks" in row.meta:
+            return row
+        return row.model_copy(update={"meta": {**row.meta, "banks": job.meta["banks"]}})
+
+    def drawn(self, job: Record) -> dict[str, Any]:
+        """What a steered job's prompts are rendered with besides: the fields of each entry by the name of its bank."""
+        ids = job.meta.get("banks") if self.banks else None
+        if not isinstance(ids, dict):
+            return {}
+        found = {name: dict(bank.entry(str(ids[name])).texts) for name, bank in self.banks.items()}
+        return {name: texts["text"] if name == "system" else texts for name, texts in found.items()}
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One conversation about one job: the rows made of it, rejects among them."""
