@@ -198,6 +198,10 @@ class JobAsk:
                 return reply
         return await self._whole(route[-1], asked)
 
+    def fork(self) -> JobAsk:
+        """See `stages.base.Ask`."""
+        return JobAsk(self._desk, self._step, self._job)
+
     async def _whole(self, role: str, asked: Question) -> Reply:
         """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""
         spec, params = self._desk.teachers[role].spec, self._step.params[role]

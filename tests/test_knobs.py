@@ -23,6 +23,7 @@ from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
+from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
 from kdgen.teachers.base import Call, Params
@@ -47,6 +48,7 @@ SEEDS = [
 ]
 RULES = [
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
+    {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
     {"contains": "JSON", "reply": '{"verdict": "different"}'},
     {
@@ -64,6 +66,9 @@ ANSWERED = {"stage": "label", "method": "answer", "prompt": "label/answer"}
 WRITE = {"stages": [{"stage": "curate", "method": "write", "prompt": "label/brief"}], "export": {"format": "text"}}
 EXAMPLES = {"stages": [{**WRITE["stages"][0], "makes": "input", "verify": "curate/verify"}]}
 BRANCH = {"stages": [{"stage": "curate", "method": "branch", "prompt": "curate/branch", "ask_for": 2}, ANSWERED]}
+SAMPLE = {"stages": [{"stage": "label", "method": "sample", "prompt": "label/brief", "n": 3, "pick": "all"}]}
+VOTED = {"stages": [{**SAMPLE["stages"][0], "prompt": "label/rationale", "pick": "vote", "least_share": 0.1}]}
+JUDGED = {"stages": [{**SAMPLE["stages"][0], "pick": "judge", "grade": "label/grade"}]}
 TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teacher", "least": 1, "most": 2}
 DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
@@ -121,6 +126,26 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (Budget, LABEL, {"tokens": "budget.tokens=150", "month_tokens": "budget.month_tokens=150"}),
+    (
+        Sample,
+        SAMPLE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=label/answer",
+            "n": S + "n=2",
+            "pick": S + "pick=gold",
+            "keep": S + "keep=1",
+            "reasons": S + "reasons=true",
+        },
+    ),
+    (Sample, VOTED, {"least_share": S + "least_share=1"}),
+    (
+        Sample,
+        JUDGED,
+        {"least_score": S + "least_score=9", "grade": S + "grade=curate/verify", "judge": S + "judge=nobody"},
+    ),
     (
         Write,
         WRITE,

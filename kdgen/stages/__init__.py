@@ -10,6 +10,7 @@ from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
+from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
 
@@ -25,6 +26,7 @@ def _which(value: Any) -> str:
 AnyStage = Annotated[
     Annotated[Answer, Tag("label/answer")]
     | Annotated[Rationale, Tag("label/rationale")]
+    | Annotated[Sample, Tag("label/sample")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Write, Tag("curate/write")]
@@ -36,6 +38,7 @@ AnyStage = Annotated[
 METHODS = (
     "label/answer",
     "label/rationale",
+    "label/sample",
     "expand/self-instruct",
     "expand/evol",
     "curate/write",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, JsonValue
 
 from kdgen.banks import BankFile
-from kdgen.errors import UserError
+from kdgen.errors import Pending, Rejected, UserError
 from kdgen.filters import AnyFilter
 from kdgen.prompts import Prompt
 from kdgen.record import Frozen, Message, Record, Row, score
@@ -44,6 +45,18 @@ class Ask(Protocol):
         it is whole: such a reply is never passed off as a whole answer. So it does, before anything is sent, where the
         prompt fails on the variables or shows nothing of them.
         """
+
+    def fork(self) -> Ask:
+        """An ask of its own for the same job, with calls of its own, for what is asked at the same time."""
+
+
+async def gathered(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T | Rejected]:
+    """What is asked at the same time, in order. Raises what ends the run before Pending, which waits for all of it."""
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    wrong = [each for each in found if isinstance(each, BaseException) and not isinstance(each, Rejected)]
+    if wrong:
+        raise next((each for each in wrong if not isinstance(each, Pending)), wrong[0])
+    return [each for each in found if not isinstance(each, BaseException) or isinstance(each, Rejected)]
 
 
 class Pool:
