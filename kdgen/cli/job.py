@@ -48,9 +48,7 @@ class Job:
 
     async def run(self, staging: Callable[[], AbstractContextManager[Staging]], store: Store | None) -> dict[str, Any]:
         """Pass after pass; the manifest of the last. Raises ComeBack where batches are out and nobody waits."""
-        # A run makes many short-lived objects and few cycles; at the default threshold a tenth of the time goes to looking.
-        gc.freeze()
-        gc.set_threshold(50_000, 50, 50)
+        gc.freeze()  # what is loaded stays, so no collection need look at it
         book = Ledger(self.ledger)
         bill = Bill(self.recipe.budget, self.prices, book)
         chain = Chain(book, self.recipe.digest) if self.recipe.batched and self.recipe.budget.of_run else None

@@ -33,7 +33,8 @@ def recipe_of(verb: str, method: str) -> str:
         raise UserError(f"{verb!r} has no method in this version of kdgen", hint=f"there is: {have}")
     if method not in known:
         hint = did_you_mean(method, known) or f"{verb} has: {', '.join(known)}"
-        raise UserError(f"{verb!r} has no method {method!r}", where="--method", hint=hint)
+        cause = f"{verb!r} has no method {method!r}" if method else f"say how to {verb}"
+        raise UserError(cause, where="--method", hint=hint)
     return f"{verb}/{method}"
 
 
