@@ -31,6 +31,9 @@ from server import (
 KILLS = int(os.environ.get("KDGEN_KILLS", "8"))
 SEED = int(os.environ.get("KDGEN_KILL_SEED", "20"))
 SEEDS, CONCURRENCY = 300, 8
+# What a kill can lose: what is in flight, and replies on their way to the disk, which a slot does not wait for. These are
+# bounded too: a request is claimed before it is sent, and its claim queues behind them.
+AT_RISK = 3 * CONCURRENCY
 
 
 def mixed(body: dict[str, Any], seen: int) -> Answer:
@@ -72,7 +75,7 @@ def test_kill_9_again_and_again(tmp_path: Path) -> None:
             assert code == -9, said
             kills += 1
             lost = set(server.bodies[began:ended]) - kept
-            assert len(lost) <= CONCURRENCY
+            assert len(lost) <= AT_RISK
             in_flight += len(lost)
             committed_at.append((len(server.bodies), kept))
         for mark, committed in committed_at:
@@ -80,7 +83,7 @@ def test_kill_9_again_and_again(tmp_path: Path) -> None:
         repeats, total = server.repeats(), len(server.bodies)
         assert len(set(server.bodies)) == SEEDS
         # What a killed process had sent may reach the server a moment after it was counted, so by kills, not by count.
-        assert repeats <= kills * CONCURRENCY, "more was asked twice than can have been in flight at the kills"
+        assert repeats <= kills * AT_RISK, "more was asked twice than can have been in flight at the kills"
         manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
         whole = kdgen(*asked, "-o", "whole", "--ledger", "whole.db", cwd=tmp_path)
         assert whole.returncode == 0, whole.stderr

@@ -17,13 +17,15 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Messages, ShareGPT
+from kdgen.export import Alpaca, Messages, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
+from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.self_instruct import SelfInstruct
+from kdgen.stages.write import Branch, Write
 from kdgen.teachers.base import Call, Params
 from kdgen.teachers.bill import Bill, Budget
 from kdgen.teachers.openai import OpenAI
@@ -45,6 +47,8 @@ SEEDS = [
     {"id": "g", "instruction": "Rate the following words: red"},
 ]
 RULES = [
+    {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
+    {"contains": '"label"', "reply": '{"label": "blue"}'},
     {"contains": "JSON", "reply": '{"verdict": "different"}'},
     {
         "contains": "numbered",
@@ -57,6 +61,12 @@ RULES = [
     {"reply": "First this is so.\nAnswer: it is {digest}", "logprobs": [{"token": "First", "logprob": -2.5}]},
 ]
 LABEL = {"stages": [{"stage": "label", "method": "answer", "prompt": "label/answer"}]}
+ANSWERED = {"stage": "label", "method": "answer", "prompt": "label/answer"}
+WRITE = {"stages": [{"stage": "curate", "method": "write", "prompt": "label/brief"}], "export": {"format": "text"}}
+EXAMPLES = {"stages": [{**WRITE["stages"][0], "makes": "input", "verify": "curate/verify"}]}
+BRANCH = {"stages": [{"stage": "curate", "method": "branch", "prompt": "curate/branch", "ask_for": 2}, ANSWERED]}
+TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teacher", "least": 1, "most": 2}
+DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
 EXPAND = {
     "stages": [
@@ -124,6 +134,51 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (Budget, LABEL, {"tokens": "budget.tokens=150", "month_tokens": "budget.month_tokens=150"}),
+    (
+        Write,
+        WRITE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=label/answer",
+            "makes": S + "makes=task",
+            "n": S + "n=2",
+            "verify": S + "verify=curate/verify",
+        },
+    ),
+    (Write, EXAMPLES, {"judge": S + "judge=nobody"}),
+    (
+        Branch,
+        BRANCH,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=label/answer",
+            "ask_for": S + "ask_for=1",
+        },
+    ),
+    (
+        Dialogue,
+        DIALOGUE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "ask": S + "ask=label/answer",
+            "answer": S + "answer=label/rationale",
+            "user": S + "user=nobody",
+            "moves": S + "moves=[sings]",
+            "least": S + "least=9",
+            "most": S + "most=1",
+        },
+    ),
+    (
+        Text,
+        WRITE,
+        {"reasoning": "export={format: text, reasoning: fold}", "system": "export={format: text, system: keep}"},
+    ),
     (
         Answer,
         LABEL,

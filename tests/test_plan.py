@@ -61,10 +61,15 @@ def test_a_plan_and_its_bill(tmp_path: Path, plan: Callable[..., dict[str, Any]]
         assert len(server.bodies) == 30
 
 
+GOLDEN = Path(__file__).parent / "golden"
+OTHER_SEEDS = {"curate/by-label": "curate/by-label.plan.jsonl"}
+
+
 @pytest.mark.parametrize("name", list(builtins("configs")))
 def test_every_recipe_plans_to_its_end(plan: Callable[..., dict[str, Any]], name: str) -> None:
     """Invented replies are of the form that each stage asks for."""
-    made = plan(name, "general", "--limit", "12", "--ledger", "none.db")
+    seeds = OTHER_SEEDS.get(name)
+    made = plan(name, str(GOLDEN / seeds) if seeds else "general", "--limit", "12", "--ledger", "none.db")
     assert made["rows"] > 0 and {line["to_send"] > 0 for line in made["lines"]} == {True}
     assert set(made["rejects"]) <= {"over_target"}
     assert made["total"]["usd_at_most"] == 0  # the embedded teacher costs nothing

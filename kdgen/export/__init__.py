@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdgen.export.chat import Alpaca, Messages, ShareGPT
+from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
 
-AnyFormat = Annotated[Messages | Alpaca | ShareGPT, Field(discriminator="format")]
-FORMATS = ("messages", "alpaca", "sharegpt")
+AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text, Field(discriminator="format")]
+FORMATS = ("messages", "alpaca", "sharegpt", "text")
 
-__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "ShareGPT"]
+__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "ShareGPT", "Text"]

@@ -89,3 +89,15 @@ class ShareGPT(Format):
         if record.system and self.system == "keep":
             row["system"] = record.system
         return row
+
+
+class Text(Format):
+    """`{"text": …}`: documents for further pretraining (TRL, Axolotl's completion, LLaMA-Factory's pt)."""
+
+    format: Literal["text"] = "text"
+    reasoning: Literal["drop"] = "drop"
+    system: Literal["drop"] = "drop"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """The document, where the record is one."""
+        return {"text": record.text} if record.text and not record.output else None

@@ -8,8 +8,10 @@ from pydantic import Discriminator, Tag
 
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
+from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.self_instruct import SelfInstruct
+from kdgen.stages.write import Branch, Write
 
 FAMILIES = ("label", "expand", "curate", "feature", "feedback", "self")
 
@@ -24,10 +26,21 @@ AnyStage = Annotated[
     Annotated[Answer, Tag("label/answer")]
     | Annotated[Rationale, Tag("label/rationale")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
-    | Annotated[Evol, Tag("expand/evol")],
+    | Annotated[Evol, Tag("expand/evol")]
+    | Annotated[Write, Tag("curate/write")]
+    | Annotated[Branch, Tag("curate/branch")]
+    | Annotated[Dialogue, Tag("curate/dialogue")],
     Discriminator(_which),
 ]
 
-METHODS = ("label/answer", "label/rationale", "expand/self-instruct", "expand/evol")
+METHODS = (
+    "label/answer",
+    "label/rationale",
+    "expand/self-instruct",
+    "expand/evol",
+    "curate/write",
+    "curate/branch",
+    "curate/dialogue",
+)
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]

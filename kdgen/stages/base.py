@@ -158,7 +158,8 @@ class Stage(Frozen):
         """The job with what its banks drew for it."""
         if not self.banks:
             return job
-        drawn = {name: bank.draw(draw.seed, draw.stage, name, job.id) for name, bank in self.banks.items()}
+        nth = [job.meta["nth"]] if "nth" in job.meta else []
+        drawn = {name: bank.draw(draw.seed, draw.stage, name, job.id, *nth) for name, bank in self.banks.items()}
         held = job.meta.get("banks")
         ids = {**(held if isinstance(held, dict) else {}), **{name: entry.id for name, entry in drawn.items()}}
         system = {"system": drawn["system"].texts["text"]} if "system" in drawn else {}

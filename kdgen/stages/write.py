@@ -1,0 +1,187 @@
+"""Curation: a teacher writes from meta-information, and a subject is divided into what it consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from kdgen.errors import Rejected
+from kdgen.parse import bare, split_thinking, terms
+from kdgen.prompts import Prompt, PromptFile
+from kdgen.record import Record, Row
+from kdgen.stages.answer import TASK, task_variables
+from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+
+EMPTY: dict[str, Any] = {"instruction": "", "input": "", "output": "", "reasoning": "", "text": ""}
+
+
+MARK = " ~"
+
+
+class Label(BaseModel):
+    """What a judge takes a text for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: str
+
+
+class Write(Stage):
+    """Write from meta-information: D = {x, y | x ~ p_T(x | I ⊕ m), y ~ p_T(y | I ⊕ x)} (Xu et al., Eq. 5).
+
+    m is the seed (a topic, a label, an entry of a syllabus) with what `banks` draw; each seed is written from `n` times,
+    each time with draws of its own, so that the classes of labelled data are as even as their seeds. `makes` says what
+    the reply is: `text` is a document (phi, arXiv 2306.11644; Cosmopedia), `task` an instruction that a later stage
+    answers (GLAN, arXiv 2402.13064), and `input` an example of the seed's label, which is its `output` (ZeroGen, arXiv
+    2202.07922; AttrPrompt, arXiv 2306.15895). With `verify` a judge labels each example without being shown the label,
+    and those that it takes for something else are rejects (the noise that SunGen, arXiv 2205.12679, weighs down).
+    """
+
+    stage: Literal["curate"] = "curate"
+    method: Literal["write"] = "write"
+    prompt: PromptFile
+    makes: Literal["text", "task", "input"] = "text"
+    n: int = Field(1, ge=1, le=100_000)
+    verify: PromptFile | None = None
+    judge: str = "teacher"
+
+    gives: ClassVar[dict[str, frozenset[str]]] = {
+        "prompt": TASK | {"label", "path"},
+        "verify": frozenset({"instruction", "input"}),
+    }
+    consumes: ClassVar[bool] = True
+
+    @property
+    def roles(self) -> set[str]:
+        """The teacher, and the judge where there is one."""
+        return {self.to, self.judge} if self.verify else {self.to}
+
+    @property
+    def validates(self) -> set[str]:
+        """The teacher where an example must not name its label, and the judge, whose label has a schema."""
+        return ({self.to} if self.makes == "input" else set()) | ({self.judge} if self.verify else set())
+
+    def check(self, where: str) -> None:
+        """Only an example has a label to verify."""
+        super().check(where)
+        if self.verify and self.makes != "input":
+            raise bad_stage("there is no label to verify", f"{where}.verify", "makes: input")
+        if not self.verify and "judge" in self.model_fields_set:
+            raise bad_stage("the judge has nothing to do", f"{where}.judge", "name its prompt: verify: curate/verify")
+
+    def plan(self, pool: Sequence[Record], round: int, draw: Draw) -> Iterator[Record]:
+        """Each seed `n` times."""
+        for record in pool:
+            for number in range(self.n):
+                yield record.model_copy(update={"meta": {**record.meta, "nth": number}})
+
+    async def run(self, job: Record, ask: Ask) -> list[Row]:
+        """One call, and one more with `verify`."""
+        if self.makes == "input" and not job.output:
+            raise Rejected("no_label", "the seed has no output, which is the label to write for")
+        number = job.meta["nth"]
+        assert isinstance(number, int)
+        label = job.output if self.makes == "input" else ""
+        reply = await ask(
+            self.prompt,
+            nth=number,
+            check=lambda reply: _names(label, reply.text),
+            label=job.output,
+            path=path_of(job),
+            **task_variables(job),
+        )
+        text = bare(split_thinking(reply.text)[1])
+        if not terms(text):
+            raise Rejected("empty_text", f"finish: {reply.finish}")
+        field = {"text": "text", "task": "instruction", "input": "input"}[self.makes]
+        kept = {"instruction": job.instruction or job.text, "output": job.output} if self.makes == "input" else {}
+        content: dict[str, Any] = {**EMPTY, **kept, field: text, "system": "" if self.makes == "text" else job.system}
+        replies = [reply]
+        if self.verify:
+            judged = await ask(
+                self.verify, to=self.judge, nth=number, schema=Label, instruction=content["instruction"], input=text
+            )
+            taken = Label.model_validate_json(judged.text).label
+            if terms(taken) != terms(job.output):
+                lost = job.model_copy(update={"input": text, "calls": (*job.calls, *ask.calls)})
+                return [lost.rejected(self.name, "label_not_confirmed", f"{taken[:100]} is not {job.output[:100]}")]
+            replies.insert(0, judged)
+        return [self.child(job, *replies, writes=(field,), finish=reply.finish, history=(), **content)]
+
+    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
+        """What is written, or a judge's label. The judge is not told the label: an example carries it, spelt backwards."""
+        if prompt == self.verify:
+            return Label(label=str(variables["input"]).rpartition(MARK)[2][::-1]).model_dump_json()
+        return f"{words(30)}{MARK}{variables['label'][::-1]}" if self.makes == "input" else words(0)
+
+
+def _names(label: str, text: str) -> str | None:
+    """An example that says its own label teaches a classifier to read it off; short labels are words like any other."""
+    named, said = " ".join(terms(label)), " ".join(terms(text))
+    return f"it names the label, {label!r}" if len(named) > 3 and f" {named} " in f" {said} " else None
+
+
+Item = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
+
+
+class Items(BaseModel):
+    """The parts of a subject."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[Item]
+
+
+class Branch(Stage):
+    """Divide a subject into its parts, each a record below it: GLAN's taxonomy of human knowledge (arXiv 2402.13064).
+
+    The path from the field downwards is `meta.path`. Each subject has a quota of `ask_for` parts: what comes above it,
+    or twice, is a reject, and so is what is missing, so that the shares of the branches are what they were set to.
+    """
+
+    stage: Literal["curate"] = "curate"
+    method: Literal["branch"] = "branch"
+    prompt: PromptFile
+    ask_for: int = Field(5, ge=1, le=200)
+
+    gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": frozenset({"path", "count", "extra"})}
+    consumes: ClassVar[bool] = True
+
+    @property
+    def validates(self) -> set[str]:
+        """The teacher, whose list has a schema."""
+        return {self.to}
+
+    async def run(self, job: Record, ask: Ask) -> list[Row]:
+        """One call; a record for each part."""
+        path = path_of(job)
+        reply = await ask(self.prompt, schema=Items, path=path, count=self.ask_for, extra=job.extra)
+        rows: list[Row] = []
+        seen: set[tuple[str, ...]] = set()
+        for place, item in enumerate(Items.model_validate_json(reply.text).items):
+            meta: dict[str, JsonValue] = {"path": [*path, item], "place": place}
+            row = self.child(job, reply, writes=("text",), meta=meta, **{**EMPTY, "text": item})
+            known = tuple(terms(item))
+            if known in seen:
+                rows.append(row.rejected(self.name, "duplicate", f"{item} stands twice below {path[-1]}"))
+            elif len(seen) == self.ask_for:
+                rows.append(row.rejected(self.name, "not_asked_for", f"item {place + 1} of {self.ask_for}"))
+            else:
+                seen.add(known)
+                rows.append(row)
+        for missing in range(len(seen), self.ask_for):
+            lost = job.model_copy(update={"calls": (*job.calls, reply.key)})
+            rows.append(lost.rejected(self.name, "missing_item", f"item {missing + 1} of {self.ask_for} did not come"))
+        return rows
+
+    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
+        """The list that is asked for."""
+        return Items(items=[f"{number} {words(4)}" for number in range(self.ask_for)]).model_dump_json()
+
+
+def path_of(job: Record) -> list[str]:
+    """The subject of a record and what it is a part of, from the top."""
+    path = job.meta.get("path")
+    return [str(part) for part in path] if isinstance(path, list) and path else [job.text or job.task]
