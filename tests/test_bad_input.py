@@ -93,7 +93,7 @@ SEEDS: list[tuple[str, str, bytes, tuple[str, ...]]] = [
     ("csv_cells", "s.csv", b"instruction,input\nx,y\nz\n", ("s.csv:3", "1 cells")),
     ("csv_utf8", "s.csv", b"instruction\ncaf\xe9\n", ("s.csv", "UTF-8")),
     ("json_syntax", "s.json", b'[{"instruction": "x"},\n{]', ("s.json:2",)),
-    ("suffix", "s.txt", b"x", ("s.txt", "not read")),
+    ("suffix", "s.docx", b"x", ("s.docx", "not read")),
 ]
 
 

@@ -15,6 +15,7 @@ from server import EVOL, FakeWire, echo_answer
 from kdgen.asking import JobAsk
 from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
+from kdgen.documents import Chunk
 from kdgen.errors import UserError
 from kdgen.export import Alpaca, Messages, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
@@ -110,9 +111,21 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         LABEL,
         {
             "path": "seeds.path=other.jsonl",
+            "files": "seeds={path: docs, files: ['*.md']}",
+            "chunk": "seeds={path: docs/a.md, chunk: {size: 8}}",
             "map": "seeds.map.instruction=q",
             "on_bad": "seeds={path: bad.jsonl, on_bad: skip}",
             "limit": "seeds.limit=2",
+        },
+    ),
+    (
+        Chunk,
+        {**LABEL, "seeds": {"path": "docs/a.md", "chunk": {"size": 12, "least": 0}}},
+        {
+            "by": "seeds.chunk.by=lines",
+            "size": "seeds.chunk.size=6",
+            "overlap": "seeds.chunk.overlap=4",
+            "least": "seeds.chunk.least=8",
         },
     ),
     (Pool, POOL, {"of": T + "of={one: 1, two: 1000}"}),
@@ -311,6 +324,8 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
 ]
 # What is compared with another setting than the recipe's own default.
 AGAINST = {
+    ("Seeds", "files"): "seeds={path: docs}",
+    ("Seeds", "chunk"): "seeds={path: docs/a.md}",
     ("Seeds", "on_bad"): "seeds={path: bad.jsonl}",
     ("Pattern", "field"): "filters=[{filter: pattern, patterns: [colour]}]",
     ("Pattern", "ignore_case"): "filters=[{filter: pattern, patterns: [NAME]}]",
@@ -354,6 +369,11 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
     (tmp_path / "bad.jsonl").write_text(json.dumps(SEEDS[0]) + "\nno\n")
     (tmp_path / "other.jsonl").write_text(json.dumps(SEEDS[0]) + "\n")
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/a.md").write_text(
+        "# Sea\n\nName a fish.\n\n# Sky\n\nName a bird that\nsings. Name one that\nflies at night.\n"
+    )
+    (tmp_path / "docs/b.txt").write_text("Name a tree.\n")
     runs = iter(range(99))
 
     def run(base: dict[str, Any], *sets: str) -> tuple[Any, ...]:

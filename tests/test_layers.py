@@ -17,6 +17,7 @@ LAYERS = [
     {"kdgen", "aio", "errors", "record"},
     {"parse", "resources", "sandbox", "tables"},
     {"filters", "prompts", "readers", "yamls"},
+    {"documents"},
     {"banks", "dedupe", "export", "seeds", "store"},
     {"teachers"},
     {"stages", "terms"},
