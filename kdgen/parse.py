@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 
 NUMBERED = re.compile(
     r"^[ \t]*(?:\*\*)?(?:task|instruction|prompt)?[ \t]*#?(\d{1,3})[ \t]*[.):][ \t]*(?:\*\*)?[ \t]*", re.I | re.M
+)
+HEADING = re.compile(
+    r"(?:\n\s*(?:-{3,}|#+[ \t]*(?:task)?[ \t]*\d*|\**task[ \t]*#?\d{1,3}\**|\d{1,3}[.)])[ \t:.]*)+\Z", re.I
 )
 THINK = re.compile(r"\A\s*<(think|thinking|reasoning)>(.*?)(?:</\1>|\Z)\s*", re.S | re.I)
 ANSWER = re.compile(r"^[ \t>*_#]*(?:final[ \t]+)?answer[ \t*_]*(?::|is\b)[ \t*_]*", re.I | re.M)
@@ -28,6 +32,28 @@ def numbered(text: str) -> list[str]:
             starts.append(mark)
     ends = [mark.start() for mark in starts[1:]] + [len(text)]
     return [text[mark.end() : end].strip() for mark, end in zip(starts, ends, strict=False)]
+
+
+def labelled(text: str, names: Sequence[str]) -> list[dict[str, str]]:
+    """The parts of each block of a text by the label before them (`Input: …`), in the order of `names`.
+
+    The first of `names` begins a block; a label out of order is text of the part it stands in. A heading between two
+    blocks (`### Task 4`, `5.`) belongs to neither, nor does text before the first label.
+    """
+    head = r"^[ \t>#]*(?:\d{1,3}[.):])?[ \t>#]*([*_]{0,2})"
+    label = re.compile(rf"{head}({'|'.join(names)})(?:\1)?[ \t]*:(?:\1)?[ \t]*", re.I | re.M)
+    marks: list[tuple[str, re.Match[str]]] = []
+    for mark in label.finditer(text):
+        name = mark.group(2).lower()
+        if name == names[0] or (marks and names.index(name) > names.index(marks[-1][0])):
+            marks.append((name, mark))
+    blocks: list[dict[str, str]] = []
+    ends = [*(mark.start() for _, mark in marks), len(text)][1:]
+    for (name, mark), end in zip(marks, ends, strict=False):
+        if name == names[0]:
+            blocks.append({})
+        blocks[-1][name] = HEADING.sub("", text[mark.end() : end].rstrip()).strip()
+    return blocks
 
 
 def split_thinking(text: str) -> tuple[str, str]:

@@ -177,3 +177,28 @@ def test_a_number_agrees_with_its_other_forms(number: object, zeros: int) -> Non
     text = f"{number:f}"
     assert parse.same_answer(f"${number:,}", text) and parse.same_answer(text + "0" * zeros, f"= {text}".strip("= "))
     assert not parse.same_answer(text, f"{text}1")
+
+
+def test_labelled_parts_keep_what_only_looks_like_a_label() -> None:
+    text = """Sure!
+### Task 4
+Instruction: Add up.
+Input: 2
+3
+Output: 5
+### Task 5
+**Instruction:** Name a bird
+Output: **A wren.**
+Input: is text here
+
+5.
+
+---
+6. Instruction: Say 42
+Output: 42"""
+    assert parse.labelled(text, ("instruction", "input", "output")) == [
+        {"instruction": "Add up.", "input": "2\n3", "output": "5"},
+        {"instruction": "Name a bird", "output": "**A wren.**\nInput: is text here"},
+        {"instruction": "Say 42", "output": "42"},
+    ]
+    assert parse.labelled("Output: 3\nnothing", ("instruction", "output")) == []

@@ -111,6 +111,7 @@ def test_a_reply_of_any_shape_is_read_or_rejected(spec: TeacherSpec, wire: str, 
 @given(TEXT)
 def test_parsing_is_total(text: str) -> None:
     parse.numbered(text)
+    parse.labelled(text, ("input", "answer"))
     parse.split_answer(text)
     parse.split_thinking(text)
     parse.bare(text)

@@ -106,7 +106,7 @@ class Evol(Stage):
         """A task that differs, a judge's word, or an answer."""
         if prompt == self.equal:
             return Verdict(verdict="different").model_dump_json()
-        return words(40) if prompt in self.operations.values() else words(0)
+        return words(40) if prompt in self.operations.values() else f"{words(0)}\n#### {words(2)}"
 
     async def _evolve(self, current: Record, operation: str, number: int, ask: Ask) -> Record:
         # A follow-up means nothing without its conversation: it is evolved, answered and kept with what was said before.
