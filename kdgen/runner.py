@@ -34,6 +34,7 @@ from kdgen.teachers.halt import Halt
 from kdgen.teachers.ledger import Ledger
 from kdgen.terms import Ruling
 
+SPARE = 256  # records at work beside those in flight: what the ledger claims and commits meanwhile
 ROUNDS = 4
 DRY_ROUNDS = 2
 CANDIDATES_PER_TARGET = 20
@@ -74,7 +75,8 @@ class Run:
         self.last = ""
         self.desk = self.desks(self.recipe, self.ledger, self.bill, self.halt)
         self.steps = [self.desk.step(place, stage) for place, stage in enumerate(self.recipe.stages)]
-        self.window = max(64, 2 * sum(spec.concurrency for _, spec in self.recipe.leaves()))
+        most = sum(spec.concurrency for _, spec in self.recipe.leaves())
+        self.window = max(64, most + min(most, SPARE))
         self.indexes: list[Index] = [method.index() for method in self.recipe.dedupe]
 
     async def go(self, staging: Staging) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from functools import cached_property
 from kdgen.errors import BudgetReached, EndpointError, Pending, Rejected, UserError
 from kdgen.teachers.base import BatchApi, Fault, Full, Raw, Request, Sought, TeacherSpec
 from kdgen.teachers.batch_book import DAY, Batch, Book
-from kdgen.teachers.bill import Bill, Budget, Hold
+from kdgen.teachers.bill import Bill, Hold
 from kdgen.teachers.ledger import Ledger
 
 TRIES = 3  # batches that may end without a reply before its record is given up
@@ -113,7 +113,7 @@ class Batches:
 
     def _count_out(self) -> None:
         """Tell the bill what is out, of this run and of earlier ones. Raises UserError where that has no bound."""
-        if self.bill.budget == Budget():
+        if not self.bill.budget.capped:
             return
         out = self.book.waiting()
         if endless := sum(not request.room for request in out):

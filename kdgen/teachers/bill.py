@@ -81,7 +81,7 @@ class Bill:
         Raises BudgetReached where it could pass the cap however little the requests in flight and in batches cost,
         Pending where it depends on those in batches.
         """
-        if self.budget == Budget():
+        if not self.budget.capped:
             return NOTHING
         hold = self.worst(spec, request, "online")
         while True:
@@ -109,7 +109,7 @@ class Bill:
         Raises BudgetReached where it could pass the cap however little they cost. A month's cap is kept where the batch
         is written down.
         """
-        if self.budget == Budget():
+        if not self.budget.capped:
             return NOTHING
         hold = self.worst(spec, request, "batch")
         if not self._fits(hold, held=True):
