@@ -11,7 +11,7 @@ from server import ledger_rows, leftovers, make, paid, start, tasks, write_seeds
 
 from kdgen.errors import ComeBack
 
-SEEDS = 100
+SEEDS = 160
 # Where the server is held: a file came, a batch came but was not taken in, it was taken in, looked at, and read in part.
 POINTS = [("openai", each) for each in ("upload", "arrive", "create", "status", "results")]
 POINTS += [("anthropic", each) for each in ("arrive", "create", "status", "results")]
@@ -22,12 +22,12 @@ def test_kill_9(tmp_path: Path, wire: str, point: str) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", tasks(SEEDS))
     ledger = tmp_path / "l.db"
     with BatchServer(anthropic=wire == "anthropic") as server:
-        server.hold, server.cut = point, 80
+        server.hold, server.cut = point, 140
         asked = ("label", seeds, *server.asked)
         with start(*map(str, asked), "-q", "-o", "out", "--ledger", str(ledger), cwd=tmp_path) as run:
             assert server.wait(point)
-            while point == "results" and run.poll() is None and not paid(ledger):
-                time.sleep(0.01)  # a part of the results is committed, the rest is on its way
+            while point == "results" and run.poll() is None and len(paid(ledger)) < 128:
+                time.sleep(0.01)  # two parts of the results are committed, the rest is on its way
             run.kill()
             run.communicate(timeout=30)
         assert run.returncode == -9
@@ -46,4 +46,5 @@ def test_kill_9(tmp_path: Path, wire: str, point: str) -> None:
     assert whole.error is None and made.files == whole.files, whole.error
     assert {key.hex() for (key,) in ledger_rows(ledger, "SELECT key FROM calls")} == set(server.keys)
     assert ledger_rows(ledger, "SELECT count(*) FROM batch_items") == [(0,)]
+    assert ledger_rows(ledger, "SELECT sum(tokens) FROM spend") == [(20 * SEEDS,)], "the month has the server's bill"
     assert leftovers(tmp_path / "out") == [] and sorted(path.name for path in tmp_path.glob("l.db*")) == ["l.db"]

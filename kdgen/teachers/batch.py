@@ -14,7 +14,7 @@ from contextlib import aclosing
 from functools import cached_property
 
 from kdgen.errors import BudgetReached, EndpointError, Pending, Rejected, UserError
-from kdgen.teachers.base import BatchApi, Fault, Full, Raw, Request, Sought, TeacherSpec
+from kdgen.teachers.base import BatchApi, Fault, Full, Raw, Request, Sought, TeacherSpec, Usage
 from kdgen.teachers.batch_book import DAY, Batch, Book
 from kdgen.teachers.bill import Bill, Budget, Hold
 from kdgen.teachers.ledger import Ledger
@@ -112,16 +112,15 @@ class Batches:
         return found, holds, None
 
     def _count_out(self) -> None:
-        """Tell the bill what is out, of this run and of earlier ones. Raises UserError where that has no bound."""
+        """Tell the bill what this run has out, of earlier invocations too. Raises UserError where that has no bound."""
         if self.bill.budget == Budget():
             return
-        out = self.book.waiting()
-        if endless := sum(not request.room for request in out):
+        if endless := self.book.endless(everyone=self.bill.budget.monthly):
             cause = (
                 f"{endless:,} requests are out in batches without a bound on their replies, so no budget can be kept"
             )
             raise UserError(cause, where=self.spec.label, hint="run without a budget until they are back")
-        holds = {request.key: self.bill.worst(self.spec, request, "batch") for request in out}
+        holds = {request.key: self.bill.worst(self.spec, request, "batch") for request in self.book.waiting()}
         self.bill.out.put(self.book.home, holds)
 
     def _shard(self, left: Sequence[Request]) -> list[Request]:
@@ -243,18 +242,17 @@ class Batches:
 
         async def take_in() -> None:
             nonlocal mine, count, stop
-            known, news = await self.book.take_in(batch, self.spec.label, chunk)
+            known, news = await self.book.take_in(batch, self.spec.label, chunk, self._read)
             chunk.clear()
             mine += known
-            for request, result, hold in news:
+            for request, result, hold, usage in news:
                 self.bill.out.back(self.book.home, request.key)
                 if isinstance(result, Fault):
                     stop = stop or (result if result.kind == "stop" else None)
                     self.bill.failed(result)
                 else:
                     count += 1
-                    self._pay(request, result, hold)
-            await self.bill.write()
+                    self.bill.imported(self.spec, usage, hold)
 
         async with aclosing(self.api.results(batch.remote)) as results:
             async for result in results:
@@ -270,12 +268,12 @@ class Batches:
             raise self._error(stop.message, stop)
         return count
 
-    def _pay(self, request: Request, raw: Raw, hold: Hold) -> None:
+    def _read(self, request: Request, raw: Raw, hold: Hold) -> tuple[Usage | None, Hold]:
         try:
             usage = self.spec.read(request, raw).usage
         except Rejected:
             usage = None
-        self.bill.imported(self.spec, usage, hold)
+        return usage, self.bill.cost_of(self.spec, usage, hold)
 
     def _error(self, cause: str, fault: Fault) -> EndpointError:
         return EndpointError(cause, where=self.spec.label, hint=fault.hint)
