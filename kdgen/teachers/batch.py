@@ -215,12 +215,17 @@ class Batches:
         return 0
 
     async def _recovered(self, batch: Batch) -> Batch:
-        """A batch that a crash or a lost answer left in doubt, found again or ended; or another process's, as it is."""
+        """A batch that a crash or a lost answer left in doubt, found again or ended.
+
+        As it is while it may still be on its way, or where another process has it.
+        """
         if batch.owner != self.book.ledger.owner and self.book.ledger.alive(batch.owner):
             return batch
         known = self.book.remotes()
         sought = Sought(batch.name, batch.made_at, batch.size, lambda key: self.book.has(batch.name, key), known)
         if (remote := await self.api.find(sought)) is None:
+            if time.time() - batch.made_at < self.api.settles:
+                return batch
             await self.book.end(batch.name, "failed", "it never arrived")
             return batch
         await self.book.submitted(batch.name, remote)
