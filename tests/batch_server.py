@@ -101,6 +101,7 @@ class BatchServer:
         self.faults = 0  # looks that fail
         self.lose = 0  # batches that are taken in and answered with an error
         self.keys_sent: set[tuple[str, str]] = set()
+        self.more: Callable[[], object] = lambda: None  # done at each look
         self.refuse: Callable[[int], web.Response | None] = lambda size: None
         self.batches: dict[str, Submitted] = {}
         self.files: dict[str, bytes] = {}
@@ -208,6 +209,7 @@ class BatchServer:
                 self.faults -= 1
                 return web.json_response({"error": {"message": "out of order"}}, status=503)
             batch.looked += 1
+            self.more()
             if found[2]:
                 self._finish(batch, "cancelled")
             elif batch.state == "running" and 0 < self.looks <= batch.looked:

@@ -63,9 +63,9 @@ class Batches:
     def _late(self, made_at: float) -> bool:
         return self.max_wait is not None and time.time() - made_at > self.max_wait
 
-    def out(self) -> bool:
-        """Whether there are batches that are not done with."""
-        return bool(self.book.living())
+    def out(self) -> list[str]:
+        """The batches that are not done with."""
+        return [batch.name for batch in self.book.living()]
 
     def todo(self) -> list[str]:
         """The commands that a person has to run for what is out."""
@@ -166,18 +166,18 @@ class Batches:
         if state == "full" and size == 1:
             raise self._error(f"the provider's queue has no room for one request: {fault.message}", fault)
 
-    async def collect(self) -> tuple[int, bool]:
-        """Import what has ended and make good what a crash left in doubt: replies imported, and whether batches are out.
+    async def collect(self) -> None:
+        """Import what has ended and make good what a crash left in doubt.
 
         A batch older than `max_wait` is cancelled; what is then without a reply goes online.
         """
-        imported, wrong = 0, None
+        wrong = None
         living = self.book.living()
         if living:
             self._count_out()
         for batch in living:
             try:
-                imported += await self._look(batch)
+                await self._look(batch)
                 self._stumbles = 0
             except Fault as fault:
                 self._stumbles += 1
@@ -189,21 +189,21 @@ class Batches:
             raise wrong
         if living:
             self._count_out()
-        return imported, self.out()
 
-    async def _look(self, batch: Batch) -> int:
-        """Look how a batch stands; the replies imported."""
+    async def _look(self, batch: Batch) -> None:
+        """Look how a batch stands, and do what is to be done about it."""
         if batch.state == "prepared" and (batch := await self._recovered(batch)).state == "prepared":
-            return 0
+            return
         try:
             state, detail = await self.api.status(batch.remote)
             if state == "ended":
-                return await self._import(batch, detail)
+                await self._import(batch, detail)
+                return
         except Fault as fault:
             if fault.status != 404 or time.time() - batch.made_at < KEPT:
                 raise
             await self.book.end(batch.name, "failed", "its results are no longer kept")
-            return 0
+            return
         if state == "full":
             await self._refused(batch.name, batch.size, Full("stop", detail))
         elif state == "failed":
@@ -212,7 +212,6 @@ class Batches:
             raise self._error(f"batch {batch.remote} failed: {detail}", failed)
         elif self._late(batch.made_at) and batch.state != "cancelling":
             await self._cancel(batch)
-        return 0
 
     async def _recovered(self, batch: Batch) -> Batch:
         """A batch that a crash or a lost answer left in doubt, found again or ended.
@@ -239,14 +238,14 @@ class Batches:
                 raise
         await self.book.cancelling(batch.name)
 
-    async def _import(self, batch: Batch, detail: str) -> int:
+    async def _import(self, batch: Batch, detail: str) -> None:
         """Store the results of a batch that has ended. Raises EndpointError, all stored, where one says that no request can succeed."""
-        lines = mine = count = 0
+        lines = mine = 0
         stop: Fault | None = None
         chunk: list[tuple[str, Raw | Fault]] = []
 
         async def take_in() -> None:
-            nonlocal mine, count, stop
+            nonlocal mine, stop
             known, news = await self.book.take_in(batch, self.spec.label, chunk, self._read)
             chunk.clear()
             mine += known
@@ -256,7 +255,6 @@ class Batches:
                     stop = stop or (result if result.kind == "stop" else None)
                     self.bill.failed(result)
                 else:
-                    count += 1
                     self.bill.imported(self.spec, usage, hold)
 
         async with aclosing(self.api.results(batch.remote)) as results:
@@ -267,11 +265,10 @@ class Batches:
                     await take_in()
         await take_in()
         if lines and not mine and self.api.nameless and await self.book.mistaken(batch.name):
-            return 0
+            return
         await self.book.end(batch.name, "ended", detail or "the batch ended without it", tries=1)
         if stop is not None:
             raise self._error(stop.message, stop)
-        return count
 
     def _read(self, request: Request, raw: Raw, hold: Hold) -> tuple[Usage | None, Hold]:
         try:
