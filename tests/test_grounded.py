@@ -13,10 +13,10 @@ from server import write_seeds
 from kdgen.stages.cite import _find
 
 CITE = {"stage": "curate", "method": "cite", "prompt": "curate/cited"}
-ANSWER = r'{"quotes": ["Fact number \1 is"], "reasoning": "It says so.", "answer": "It is so, \1."}'
+ANSWER = r'{"evidence": ["Fact number \1 is"], "reasoning": "It says so.", "response": "It is so, \1."}'
 RULES = [
     {"regex": r"(?s)Fact number (\d+) is known.*Question: What of \1\?", "reply": ANSWER},
-    {"contains": "Question:", "reply": '{"quotes": [], "reasoning": "None does.", "answer": "They do not tell."}'},
+    {"contains": "Question:", "reply": '{"evidence": [], "reasoning": "None does.", "response": "They do not tell."}'},
 ]
 Made = Callable[..., tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]]
 
@@ -151,7 +151,7 @@ def test_a_chunks_quote_leads_back_to_its_file(
     teacher = script(
         {"contains": "Write 5 questions", "reply": '{"tasks": ["What do bees make honey from?"]}'},
         {"contains": "You check answers", "reply": '{"reason": "Yes.", "score": 5}'},
-        {"reply": '{"quotes": ["honey from nectar"], "reasoning": "So.", "answer": "From nectar."}'},
+        {"reply": '{"evidence": ["honey from nectar"], "reasoning": "So.", "response": "From nectar."}'},
     )
     said = kdgen("curate", "docs", "-m", "grounded", "-t", teacher, "-q", "-o", "out", "--set", "seeds.chunk.least=4")
     assert said.code == 0, said.err

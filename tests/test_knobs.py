@@ -50,7 +50,7 @@ SEEDS = [
 RULES = [
     {
         "regex": r"(?s)from documents alone.*?\[1\]\n(\w+ \w+ \w+)",
-        "reply": '{"quotes": ["\\1"], "reasoning": "So it is.", "answer": "It is {digest}."}',
+        "reply": '{"evidence": ["\\1"], "reasoning": "So it is.", "response": "It is {digest}."}',
     },
     {"contains": '"tasks"', "reply": '{"tasks": ["Why is it red?", "Why is it blue?"]}'},
     {"regex": "(?s)check answers.*sky", "reply": '{"reason": "So it is.", "score": 2}'},

@@ -18,13 +18,16 @@ SAME_MARKS = {"'": "['’‘]", "’": "['’‘]", "‘": "['’‘]", '"': '["
 
 
 class Cited(BaseModel):
-    """The words of documents that an answer rests on, and the answer; without any, the documents do not hold it."""
+    """The words of documents that an answer rests on, and the answer; without any, the documents do not hold it.
+
+    A request's keys are sorted, and models write a schema's keys in its order: evidence, reasoning, response.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    quotes: list[Annotated[str, StringConstraints(max_length=400)]] = Field(max_length=3)
+    evidence: list[Annotated[str, StringConstraints(max_length=400)]] = Field(max_length=3)
     reasoning: str
-    answer: str = Field(min_length=1)
+    response: str = Field(min_length=1)
 
 
 class Cite(Stage):
@@ -105,13 +108,13 @@ class Cite(Stage):
             own=own,
         )
         said = Cited.model_validate_json(reply.text)
-        if own is None and said.quotes:
-            raise Rejected("answered_without_document", said.quotes[0][:200])
-        if own is not None and not said.quotes:
-            raise Rejected("unanswered", said.answer[:200])
-        places = [place for quote in said.quotes if (place := _find(quote, seen))]
+        if own is None and said.evidence:
+            raise Rejected("answered_without_document", said.evidence[0][:200])
+        if own is not None and not said.evidence:
+            raise Rejected("unanswered", said.response[:200])
+        places = [place for quote in said.evidence if (place := _find(quote, seen))]
         if own is not None and not any(number == own for number, *_ in places):
-            raise Rejected("cites_a_distractor", said.quotes[0][:200])
+            raise Rejected("cites_a_distractor", said.evidence[0][:200])
         quotes = [(number + 1 - unseen, start, seen[number][start:end]) for number, start, end in places]
         meta["documents"] = drawn = list(dict.fromkeys(seed for _, *seeds in context for seed in seeds))
         meta["quotes"] = [{"document": number, "start": start, "text": text} for number, start, text in quotes]
@@ -122,7 +125,7 @@ class Cite(Stage):
             calls=[reply.key],
             writers={"output": reply.teacher, "reasoning": reply.teacher},
             input=_numbered(shown) if self.shows == "documents" else "",
-            output="\n\n".join([said.answer, *(["\n".join(below)] if below else [])]),
+            output="\n\n".join([said.response, *(["\n".join(below)] if below else [])]),
             reasoning=said.reasoning,
             finish=reply.finish,
         )
@@ -132,10 +135,10 @@ class Cite(Stage):
         """An answer that quotes the beginning of the record's own document, where it is shown."""
         own = variables["own"]
         quotes = [] if own is None else [" ".join(variables["documents"][own].split()[: max(8, self.quote_words)])]
-        return Cited(reasoning=words(20), quotes=quotes, answer=words(20)).model_dump_json()
+        return Cited(evidence=quotes, reasoning=words(20), response=words(20)).model_dump_json()
 
     def _unfaithful(self, reply: Reply, documents: Sequence[str]) -> str | None:
-        for quote in Cited.model_validate_json(reply.text).quotes:
+        for quote in Cited.model_validate_json(reply.text).evidence:
             if len(quote.split()) < self.quote_words:
                 return f"the quote {quote[:100]!r} has fewer than {self.quote_words} words"
             if not _find(quote, documents):

@@ -41,12 +41,12 @@ class Tasks(BaseModel):
 
 
 class Pair(BaseModel):
-    """A task with its answer."""
+    """A task with its answer; in the order of the alphabet, which is the order in which models write keys."""
 
     model_config = ConfigDict(extra="forbid")
 
-    task: Text
-    answer: Text
+    question: Text
+    response: Text
 
 
 class Pairs(BaseModel):
@@ -156,7 +156,9 @@ class Write(Stage):
         """The tasks of a list, each a record that keeps the text it is about."""
         made = LISTS[self.makes].model_validate_json(reply.text)
         listed = (
-            [(each, "") for each in made.tasks] if isinstance(made, Tasks) else [(p.task, p.answer) for p in made.pairs]
+            [(each, "") for each in made.tasks]
+            if isinstance(made, Tasks)
+            else [(p.question, p.response) for p in made.pairs]
         )
         rows, seen = list[Row](), set[tuple[str, ...]]()
         for place, (task, answer) in enumerate(listed):
@@ -178,8 +180,8 @@ class Write(Stage):
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
         """What is written, or a judge's label. The judge is not told the label: an example carries it, spelt backwards."""
         if self.makes in LISTS:
-            pairs = [Pair(task=f"What is {words(8)}?", answer=words(20)) for _ in range(self.ask_for)]
-            made = Tasks(tasks=[pair.task for pair in pairs]) if self.makes == "tasks" else Pairs(pairs=pairs)
+            pairs = [Pair(question=f"What is {words(8)}?", response=words(20)) for _ in range(self.ask_for)]
+            made = Tasks(tasks=[pair.question for pair in pairs]) if self.makes == "tasks" else Pairs(pairs=pairs)
             return made.model_dump_json()
         if prompt == self.verify:
             return Label(label=str(variables["input"]).rpartition(MARK)[2][::-1]).model_dump_json()
