@@ -22,6 +22,7 @@ from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
+from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.sample import Sample
@@ -48,6 +49,13 @@ SEEDS = [
     {"id": "g", "instruction": "Rate the following words: red"},
 ]
 RULES = [
+    {
+        "regex": r"(?s)from documents alone.*?\[1\]\n(\w+ \w+ \w+)",
+        "reply": '{"evidence": ["\\1"], "reasoning": "So it is.", "response": "It is {digest}."}',
+    },
+    {"contains": '"tasks"', "reply": '{"tasks": ["Why is it red?", "Why is it blue?"]}'},
+    {"regex": "(?s)check answers.*sky", "reply": '{"reason": "So it is.", "score": 2}'},
+    {"contains": "check answers", "reply": '{"reason": "So it is.", "score": 4}'},
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
     {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
@@ -70,6 +78,19 @@ BRANCH = {"stages": [{"stage": "curate", "method": "branch", "prompt": "curate/b
 SAMPLE = {"stages": [{"stage": "label", "method": "sample", "prompt": "label/brief", "n": 3, "pick": "all"}]}
 VOTED = {"stages": [{**SAMPLE["stages"][0], "prompt": "label/rationale", "pick": "vote", "least_share": 0.1}]}
 JUDGED = {"stages": [{**SAMPLE["stages"][0], "pick": "judge", "grade": "label/grade"}]}
+ASKED = {"path": "s.jsonl", "map": {"instruction": "instruction", "text": "instruction"}}
+CITE: dict[str, Any] = {
+    "stages": [{"stage": "curate", "method": "cite", "prompt": "curate/cited"}],
+    "seeds": ASKED,
+}
+FLOW = "stage: curate, method: cite, prompt: curate/cited, distractors: 2"
+GRADE = {"stages": [{"stage": "curate", "method": "grade", "prompt": "curate/faithful"}]}
+TASKS = {
+    "stages": [
+        {"stage": "curate", "method": "write", "prompt": "curate/questions", "makes": "tasks", "ask_for": 2},
+        ANSWERED,
+    ]
+}
 TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teacher", "least": 1, "most": 2}
 DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
@@ -173,6 +194,39 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (Write, EXAMPLES, {"judge": S + "judge=nobody"}),
+    (Write, TASKS, {"ask_for": S + "ask_for=1"}),
+    (
+        Cite,
+        CITE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=label/brief",
+            "distractors": S + "distractors=2",
+            "shows": S + "shows=nothing",
+            "cite": S + "cite=true",
+            "quote_words": S + "quote_words=4",
+        },
+    ),
+    (
+        Cite,
+        {**CITE, "stages": [{**CITE["stages"][0], "distractors": 2}]},
+        {"withheld": S + "withheld=0.6", "absent": f"stages.0={{{FLOW}, withheld: 0.6, absent: recall}}"},
+    ),
+    (
+        Grade,
+        GRADE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=label/answer",
+            "name_as": S + "name_as=truth",
+            "at_least": S + "at_least=3",
+            "buckets": S + "buckets={bad: 1, good: 4}",
+        },
+    ),
     (
         Branch,
         BRANCH,
@@ -327,6 +381,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
 ]
 # What is compared with another setting than the recipe's own default.
 AGAINST = {
+    ("Cite", "absent"): f"stages.0={{{FLOW}, withheld: 0.6}}",
     ("Seeds", "files"): "seeds={path: docs}",
     ("Seeds", "chunk"): "seeds={path: docs/a.md}",
     ("Seeds", "on_bad"): "seeds={path: bad.jsonl}",
@@ -451,7 +506,11 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
     assert seen[0] != seen[1] and seen[0][0] == seen[1][0] == 0
 
 
-@pytest.mark.parametrize("base", [LABEL, RATIONALE, EXPAND, EVOLVE], ids=["answer", "rationale", "expand", "evol"])
+@pytest.mark.parametrize(
+    "base",
+    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE],
+    ids="answer rationale expand evol tasks cite grade".split(),
+)
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]
 ) -> None:

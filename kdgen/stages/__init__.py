@@ -8,6 +8,7 @@ from pydantic import Discriminator, Tag
 
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
+from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.sample import Sample
@@ -31,6 +32,8 @@ AnyStage = Annotated[
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Write, Tag("curate/write")]
     | Annotated[Branch, Tag("curate/branch")]
+    | Annotated[Cite, Tag("curate/cite")]
+    | Annotated[Grade, Tag("curate/grade")]
     | Annotated[Dialogue, Tag("curate/dialogue")],
     Discriminator(_which),
 ]
@@ -43,6 +46,8 @@ METHODS = (
     "expand/evol",
     "curate/write",
     "curate/branch",
+    "curate/cite",
+    "curate/grade",
     "curate/dialogue",
 )
 

@@ -77,15 +77,23 @@ class Pool:
 
 
 class Draw:
-    """Draws that depend on (recipe seed, stage, key) and on what is drawn, never on order or timing."""
+    """Draws that depend on (recipe seed, stage, key) and on what is drawn, never on order or timing.
+
+    `seeds` are all seeds of the run where the stage `draws_seeds`.
+    """
 
     def __init__(self, seed: int, stage: str) -> None:
         self.seed = seed
         self.stage = stage
+        self.seeds = Pool()
 
     def choice(self, options: Sequence[T], *key: object) -> T:
         """One of `options`, evenly."""
         return options[score(self.seed, self.stage, *key) % len(options)]
+
+    def happens(self, share: float, *key: object) -> bool:
+        """Whether what happens to a `share` of all keys happens to this one."""
+        return score(self.seed, self.stage, *key) < share * 2**64
 
     def top(self, pool: Pool, count: int, *key: object) -> list[Record]:
         """`count` records of `pool` in random order, by rendezvous hashing.
@@ -135,6 +143,11 @@ class Stage(Frozen):
     def roles(self) -> set[str]:
         """The teachers that this stage asks."""
         return {self.to}
+
+    @property
+    def draws_seeds(self) -> bool:
+        """Whether `plan` draws from all seeds of the run, which are then held in memory."""
+        return False
 
     @property
     def validates(self) -> set[str]:
