@@ -23,6 +23,7 @@ from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
+from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
 from kdgen.teachers.base import Call, Params
@@ -48,6 +49,8 @@ SEEDS = [
 RULES = [
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
+    {"contains": '"variants"', "reply": '{"variants": ["say {digest}", "tell {digest}"]}'},
+    {"contains": "as well", "reply": '{"verdict": "same"}'},
     {"contains": "JSON", "reply": '{"verdict": "different"}'},
     {
         "contains": "numbered",
@@ -66,6 +69,8 @@ EXAMPLES = {"stages": [{**WRITE["stages"][0], "makes": "input", "verify": "curat
 BRANCH = {"stages": [{"stage": "curate", "method": "branch", "prompt": "curate/branch", "ask_for": 2}, ANSWERED]}
 TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teacher", "least": 1, "most": 2}
 DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
+SAY = {"stage": "expand", "method": "paraphrase", "prompt": "expand/paraphrase", "k": 2}
+PARAPHRASE = {"stages": [{**SAY, "compare": "expand/paraphrase/compare"}]}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
 EXPAND = {
     "stages": [
@@ -223,6 +228,21 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "judge": S + "judge=nobody",
             "rounds": S + "rounds=2",
             "sorry_words": S + "sorry_words=0",
+        },
+    ),
+    (
+        Paraphrase,
+        PARAPHRASE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "field": S + "field=input",
+            "k": S + "k=3",
+            "verify": S + "verify=curate/verify",
+            "compare": S + "compare=expand/evol/equal",
+            "judge": S + "judge=nobody",
         },
     ),
     (

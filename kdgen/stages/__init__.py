@@ -10,6 +10,7 @@ from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
+from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
 
@@ -27,6 +28,7 @@ AnyStage = Annotated[
     | Annotated[Rationale, Tag("label/rationale")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
+    | Annotated[Paraphrase, Tag("expand/paraphrase")]
     | Annotated[Write, Tag("curate/write")]
     | Annotated[Branch, Tag("curate/branch")]
     | Annotated[Dialogue, Tag("curate/dialogue")],
@@ -38,6 +40,7 @@ METHODS = (
     "label/rationale",
     "expand/self-instruct",
     "expand/evol",
+    "expand/paraphrase",
     "curate/write",
     "curate/branch",
     "curate/dialogue",
