@@ -95,3 +95,92 @@ def test_a_group_is_drawn_as_often_as_it_is_large(kdgen: Kdgen, script: Script, 
     assert 0.6 < share["hard"] / share.total() < 0.9
     for row in made:
         assert {seed.split("-")[0] for seed in row["seeds"]} == {row["meta"]["group"]}
+
+
+REVIEW = {"id": "r", "instruction": "Is it good or bad?", "input": "Cold soup.", "output": "bad"}
+
+
+def test_only_variants_that_keep_the_answer_stay(kdgen: Kdgen, script: Script, tmp_path: Path) -> None:
+    write_seeds(tmp_path / "s.jsonl", [REVIEW])
+    teacher = script(
+        {"contains": '"variants"', "reply": '{"variants": ["The soup was cold.", "Lovely soup.", "Odd soup."]}'},
+        {"contains": "Lovely", "reply": '{"label": "good"}'},
+        {"contains": "Odd", "reply": "Who knows?"},
+        {"reply": '{"label": "Bad."}'},
+    )
+    said = kdgen(
+        "expand",
+        "s.jsonl",
+        "-m",
+        "paraphrase-labelled",
+        "-t",
+        teacher,
+        *sets("stages.0.k=3"),
+        "--json",
+        "-q",
+        "-o",
+        "out",
+    )
+    (kept,) = rows(tmp_path / "out")
+    assert (kept["input"], kept["output"], kept["parents"]) == ("The soup was cold.", "bad", ["r"])
+    assert (kept["writers"], len(kept["calls"])) == ({"input": "scripted:teacher.rules"}, 2)
+    lost = {row["input"]: row["reason"] for row in rows(tmp_path / "out", "rejects.jsonl")}
+    assert lost == {"Lovely soup.": "label_not_confirmed", "Odd soup.": "invalid_output"}
+    assert json.loads(said.out)["requests"]["sent"] == 4
+
+
+def test_a_judge_is_shown_both_tasks_and_the_answer(kdgen: Kdgen, script: Script, tmp_path: Path) -> None:
+    write_seeds(tmp_path / "s.jsonl", [{"id": "r", "instruction": "Name a bird.", "output": "A wren."}])
+    teacher = script({"contains": '"variants"', "reply": '{"variants": ["Which bird can you name?"]}'})
+    judge = script({"regex": "Name a bird(?s:.)*Which bird(?s:.)*A wren", "reply": '{"verdict": "same"}'}, name="judge")
+    (tmp_path / "r.yaml").write_text(
+        json.dumps(
+            {
+                "name": "r",
+                "teachers": {
+                    role: {"provider": "scripted", "path": spec[9:]}
+                    for role, spec in (("teacher", teacher), ("judge", judge))
+                },
+                "stages": [
+                    {
+                        "stage": "expand",
+                        "method": "paraphrase",
+                        "prompt": "expand/paraphrase",
+                        "k": 1,
+                        "judge": "judge",
+                        "compare": "expand/paraphrase/compare",
+                    }
+                ],
+            }
+        )
+    )
+    assert kdgen("run", "./r.yaml", "--seeds", "s.jsonl", "-q", "-o", "out").code == 0
+    (kept,) = rows(tmp_path / "out")
+    assert (kept["instruction"], kept["output"]) == ("Which bird can you name?", "A wren.")
+
+
+def test_an_answer_that_nothing_checks_is_refused(kdgen: Kdgen, script: Script, tmp_path: Path) -> None:
+    write_seeds(tmp_path / "s.jsonl", [REVIEW])
+    said = kdgen("expand", "s.jsonl", "-m", "paraphrase", "-t", script(), *sets("stages.0.compare=null"))
+    assert said.code == 2 and "nothing checks that the answer stays right" in said.err
+
+
+def test_two_parents_and_a_pair_asked_again_only_where_it_drew_the_new_seed(
+    kdgen: Kdgen, script: Script, tmp_path: Path
+) -> None:
+    teacher = script({"contains": "fuses them", "reply": "Do {digest} within one week at {digest}."}, "Done.")
+    seeds = [{"id": f"s{number}", "instruction": f"Plan the {number}th of {number} days."} for number in range(20)]
+    asked = ("expand", "s.jsonl", "-m", "fuse", "-t", teacher, "--json", "-q", "-o", "out")
+    changed = sets("stages.0.rounds=1", "stages.0.novelty=null", "target=null", "dedupe=[]")
+    write_seeds(tmp_path / "s.jsonl", seeds)
+    made = json.loads(kdgen(*asked, *changed).out)
+    assert made["counts"]["rows"] == 32
+    for row in rows(tmp_path / "out"):
+        assert len(set(row["seeds"])) == 2 and len(row["calls"]) == 2
+    first = (tmp_path / "out/data.jsonl").read_bytes()
+    again = json.loads(kdgen(*asked, *changed).out)
+    assert again["requests"]["sent"] == 0 and (tmp_path / "out/data.jsonl").read_bytes() == first
+
+    write_seeds(tmp_path / "s.jsonl", [*seeds, {"id": "new", "instruction": "Plan one more day."}])
+    more = json.loads(kdgen(*asked, *changed).out)
+    assert 0 < more["requests"]["sent"] <= 16, "2 of 21 seeds are drawn, so about 3 of 32 pairs change"

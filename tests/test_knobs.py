@@ -25,6 +25,7 @@ from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
+from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -59,6 +60,8 @@ RULES = [
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
     {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
+    {"contains": '"variants"', "reply": '{"variants": ["say {digest}", "tell {digest}"]}'},
+    {"contains": "as well", "reply": '{"verdict": "same"}'},
     {"contains": "JSON", "reply": '{"verdict": "different"}'},
     {
         "contains": "numbered",
@@ -93,6 +96,8 @@ TASKS = {
 }
 TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teacher", "least": 1, "most": 2}
 DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
+SAY = {"stage": "expand", "method": "paraphrase", "prompt": "expand/paraphrase", "k": 2}
+PARAPHRASE = {"stages": [{**SAY, "compare": "expand/paraphrase/compare"}]}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
 EXPAND = {
     "stages": [
@@ -315,6 +320,21 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "judge": S + "judge=nobody",
             "rounds": S + "rounds=2",
             "sorry_words": S + "sorry_words=0",
+        },
+    ),
+    (
+        Paraphrase,
+        PARAPHRASE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "field": S + "field=input",
+            "k": S + "k=3",
+            "verify": S + "verify=curate/verify",
+            "compare": S + "compare=expand/evol/equal",
+            "judge": S + "judge=nobody",
         },
     ),
     (

@@ -62,7 +62,10 @@ def test_a_plan_and_its_bill(tmp_path: Path, plan: Callable[..., dict[str, Any]]
 
 
 GOLDEN = Path(__file__).parent / "golden"
-OTHER_SEEDS = {"curate/by-label": "curate/by-label.plan.jsonl"}
+OTHER_SEEDS = {
+    "curate/by-label": "curate/by-label.plan.jsonl",
+    "expand/paraphrase-labelled": "expand/paraphrase-labelled.plan.jsonl",
+}
 
 
 @pytest.mark.parametrize("name", list(builtins("configs")))

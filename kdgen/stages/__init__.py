@@ -11,6 +11,7 @@ from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
+from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -30,6 +31,7 @@ AnyStage = Annotated[
     | Annotated[Sample, Tag("label/sample")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
+    | Annotated[Paraphrase, Tag("expand/paraphrase")]
     | Annotated[Write, Tag("curate/write")]
     | Annotated[Branch, Tag("curate/branch")]
     | Annotated[Cite, Tag("curate/cite")]
@@ -44,6 +46,7 @@ METHODS = (
     "label/sample",
     "expand/self-instruct",
     "expand/evol",
+    "expand/paraphrase",
     "curate/write",
     "curate/branch",
     "curate/cite",

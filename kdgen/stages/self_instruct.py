@@ -19,6 +19,7 @@ from kdgen.teachers.base import Reply
 RENUMBERED = re.compile(r"^\d{1,3}[.):]\s+")
 HEADED = re.compile(r"\A\W*(?:new )?(?:task|instruction|problem|text)\s*:\W*\s", re.I)
 NOTHING = re.compile(r"\A\W*(?:no ?input|none|n/?a|empty)?\W*\Z", re.I)
+ROUND = 1_000_000
 PARTS = ("instruction", "input", "output")
 
 
@@ -88,6 +89,7 @@ class SelfInstruct(PoolStage):
         sizes = Counter({name: len(pool) for name, pool in old.items()})
         for name, pool in new.items():
             sizes[name] += len(pool)
+        drawn: Counter[tuple[str, ...]] = Counter()
         for number in range(calls):
             names = _names(sizes, self.groups, draw.seed, draw.stage, "group", round, number)
             human, machine = list[Record](), list[Record]()
@@ -101,7 +103,11 @@ class SelfInstruct(PoolStage):
             shown = draw.top(Pool(human + machine), len(human) + len(machine), "order", round, number)
             if not shown:
                 return
-            meta: dict[str, JsonValue] = {"round": round, "job": number, "shown": [self._shown(task) for task in shown]}
+            ids = tuple(task.id for task in shown)
+            # The same tasks drawn again, here or in another round, are to bring something new.
+            nth = round * ROUND + drawn[ids]
+            drawn[ids] += 1
+            meta: dict[str, JsonValue] = {"round": round, "nth": nth, "shown": [self._shown(task) for task in shown]}
             groups: dict[str, JsonValue] = {"groups": list[JsonValue](names)} if self.group else {}
             yield shown[0].child(stage=self.stage, method=self.method, parents=shown, meta=meta | groups)
 
@@ -146,12 +152,13 @@ class SelfInstruct(PoolStage):
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call; what comes back of it. A list cut at max_tokens loses its last item."""
-        shown = job.meta["shown"]
-        assert isinstance(shown, list)
+        shown, nth = job.meta["shown"], job.meta["nth"]
+        assert isinstance(shown, list) and isinstance(nth, int)
         count = self.ask_for if self.cut_is_fine else 1
         first = len(job.parents) + 1
         reply = await ask(
             self.prompt,
+            nth=nth,
             partial=self.cut_is_fine,
             demonstrations=shown,
             groups=job.meta.get("groups", []),
