@@ -19,12 +19,12 @@ async def stream(items: Iterable[T]) -> AsyncIterator[T]:
 
 
 async def ordered(
-    source: AsyncIterable[T], work: Callable[[T], Coroutine[Any, Any, R]], *, window: int, grace: float
+    source: AsyncIterable[T], work: Callable[[T], Coroutine[Any, Any, R]], *, window: Callable[[], int], grace: float
 ) -> AsyncGenerator[R, None]:
-    """`work` over `source`, at most `window` at once, results in the order of the source.
+    """`work` over `source`, at most `window()` at once, results in the order of the source.
 
     Up to `AHEAD` results wait for an earlier one, so that one slow piece of work does not hold up all others; that and
-    `window` bound the memory. When one piece of work raises, or the consumer goes away, nothing new starts; what is in
+    the window bound the memory. When one piece of work raises, or the consumer goes away, nothing new starts; what is in
     flight may finish for `grace` seconds (a reply under way may have been paid for), then is cancelled, and the first
     error is raised.
     """
@@ -46,8 +46,8 @@ async def ordered(
             busy += 1
             if len(running) % BREATH == 0:
                 await asyncio.sleep(0)  # a source that never waits would keep the first from starting
-            while running and (running[0].done() or busy >= window or len(running) >= window + AHEAD):
-                if running[0].done() or len(running) >= window + AHEAD:
+            while running and (running[0].done() or busy >= (most := window()) or len(running) >= most + AHEAD):
+                if running[0].done() or len(running) >= window() + AHEAD:
                     yield await _result(running[0])
                     running.popleft()
                 else:

@@ -34,7 +34,7 @@ from kdgen.teachers.halt import Halt
 from kdgen.teachers.ledger import Ledger
 from kdgen.terms import Ruling
 
-SPARE = 256  # records at work beside those in flight: what the ledger claims and commits meanwhile
+SPARE = 256
 ROUNDS = 4
 DRY_ROUNDS = 2
 CANDIDATES_PER_TARGET = 20
@@ -75,9 +75,13 @@ class Run:
         self.last = ""
         self.desk = self.desks(self.recipe, self.ledger, self.bill, self.halt)
         self.steps = [self.desk.step(place, stage) for place, stage in enumerate(self.recipe.stages)]
-        most = sum(spec.concurrency for _, spec in self.recipe.leaves())
-        self.window = max(64, most + min(most, SPARE))
+        self.spare = min(SPARE, sum(spec.concurrency for _, spec in self.recipe.leaves()))
         self.indexes: list[Index] = [method.index() for method in self.recipe.dedupe]
+
+    def window(self) -> int:
+        """How many records may be at work: what the teachers take now, and some that get ready or are being stored."""
+        now = sum(dispatch.limits.concurrency.limit for dispatch in self.desk.teachers.values())
+        return max(64, now + self.spare)
 
     async def go(self, staging: Staging) -> dict[str, Any] | None:
         """One pass over the recipe: the manifest, or None where rows wait for a batch.

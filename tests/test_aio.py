@@ -24,7 +24,7 @@ def test_results_come_in_order_and_no_more_than_the_window_is_at_work() -> None:
         return number
 
     async def go() -> list[int]:
-        return [each async for each in ordered(stream(range(200)), work, window=9, grace=1)]
+        return [each async for each in ordered(stream(range(200)), work, window=lambda: 9, grace=1)]
 
     assert asyncio.run(go()) == list(range(200))
     assert most == 9
@@ -44,7 +44,7 @@ def test_one_slow_piece_of_work_does_not_hold_up_the_others(monkeypatch: pytest.
             return number
 
         async def collect() -> list[int]:
-            return [each async for each in ordered(stream(range(1000)), work, window=4, grace=1)]
+            return [each async for each in ordered(stream(range(1000)), work, window=lambda: 4, grace=1)]
 
         collecting = asyncio.create_task(collect())
         for _ in range(2000):
@@ -68,7 +68,7 @@ def test_an_error_ends_it_and_nothing_new_starts() -> None:
 
     async def go() -> list[int]:
         made = []
-        async with aclosing(ordered(stream(range(1000)), work, window=4, grace=1)) as results:
+        async with aclosing(ordered(stream(range(1000)), work, window=lambda: 4, grace=1)) as results:
             with pytest.raises(KeyError):
                 async for each in results:
                     made.append(each)
