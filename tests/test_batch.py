@@ -197,7 +197,10 @@ def test_what_no_request_escapes_ends_the_run_and_is_no_try(label: Label, tmp_pa
         if not broke[0] or at(body) < 2:
             return message_line(key, body) if anthropic else chat_line(key, body)
         if anthropic:
-            return message_line(key, body, "billing_error")
+            line = message_line(key, body, "billing_error" if at(body) % 2 else "invalid_request_error")
+            if at(body) % 2 == 0:
+                line["result"]["error"]["error"]["message"] = "Your credit balance is too low to access the API."
+            return line
         if at(body) == 2:
             return expired_line(key, body, "insufficient_quota")
         line = chat_line(key, body, 429)
