@@ -15,6 +15,8 @@ from batch_server import BatchServer, Line, chat_line, expired_line, message_lin
 from server import Made, Server, invented, ledger_rows, make, paid, recipe_file, start, tasks, write_seeds
 
 from kdgen.errors import ComeBack, EndpointError
+from kdgen.teachers.base import Request
+from kdgen.teachers.ledger import Ledger
 
 BOTH = [pytest.param(False, id="openai"), pytest.param(True, id="anthropic")]
 KEY = "sk-planted-0123456789abcdef"
@@ -195,7 +197,10 @@ def test_what_no_request_escapes_ends_the_run_and_is_no_try(label: Label, tmp_pa
         if not broke[0] or at(body) < 2:
             return message_line(key, body) if anthropic else chat_line(key, body)
         if anthropic:
-            return message_line(key, body, "billing_error")
+            line = message_line(key, body, "billing_error" if at(body) % 2 else "invalid_request_error")
+            if at(body) % 2 == 0:
+                line["result"]["error"]["error"]["message"] = "Your credit balance is too low to access the API."
+            return line
         if at(body) == 2:
             return expired_line(key, body, "insufficient_quota")
         line = chat_line(key, body, 429)
@@ -354,6 +359,25 @@ def test_stragglers_wait_for_no_other_batch(label: Label, tmp_path: Path, anthro
         assert server.repeats() == 0
 
 
+def test_a_straggler_that_another_process_has_in_a_batch_by_now_does_not_go_online(
+    label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Ledger.claim
+
+    async def late(ledger: Ledger, request: Request) -> bool:
+        with closing(sqlite3.connect(tmp_path / "l.db")) as db:
+            db.execute("UPDATE batch_items SET state='waiting' WHERE key=?", (bytes.fromhex(request.key),))
+            db.commit()
+        return await claim(ledger, request)
+
+    with BatchServer(lambda key, body: None) as server:
+        assert isinstance(label(server, "--no-wait").error, ComeBack)
+        monkeypatch.setattr(Ledger, "claim", late)
+        assert isinstance(label(server, "--no-wait", "--max-wait", "0").error, ComeBack)
+        assert not server.online and len(server.batches) == 1
+        assert ledger_rows(tmp_path / "l.db", "SELECT * FROM claims") == []
+
+
 def test_without_max_wait_nothing_goes_online(label: Label) -> None:
     once = [True]
 
@@ -392,6 +416,7 @@ def test_a_batch_that_the_provider_does_not_know_is_given_up_only_when_it_is_old
         server.batches.clear()
         made = label(server, "--no-wait")
         assert isinstance(made.error, EndpointError) and "batch batch-0: HTTP 404" in str(made.error)
+        assert "use a key of that one" in made.error.hint
         with closing(sqlite3.connect(tmp_path / "l.db")) as db:
             db.execute("UPDATE batches SET made_at = made_at - 30 * 86400")
             db.commit()

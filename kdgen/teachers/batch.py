@@ -181,6 +181,8 @@ class Batches:
                 self._stumbles = 0
             except Fault as fault:
                 self._stumbles += 1
+                if fault.status == 404:
+                    fault.hint = "batches belong to the project whose key made them: use a key of that one"
                 if fault.kind in ("never", "stop") or self._stumbles >= STUMBLES:
                     wrong = wrong or self._error(f"batch {batch.remote or batch.name}: {fault.message}", fault)
             except EndpointError as error:

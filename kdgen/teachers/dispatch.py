@@ -122,6 +122,8 @@ class Dispatch:
                 self.halt.check()
             try:
                 self.halt.check()
+                if self.batches is not None:
+                    self.batches.ask(request)  # until it was claimed, another process could put it in a batch
                 sent_at = time.time()
                 raw, hold = await self._send(request, slot)
                 slot.give()  # the endpoint is done with it, whatever the disk takes

@@ -126,7 +126,7 @@ def fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     if 300 <= status < 400:
         message = f"the server sends to {excerpt(headers.get('location', 'another place'), 200)}"
     text = f"HTTP {status}: {message}"
-    if hint := _hopeless(status, code):
+    if hint := _hopeless(status, code, message):
         return Fault("stop", text, status=status, hint=hint)
     after = retry_after(headers)
     if status == 429 or (status == 503 and "queue" in message.lower()):
@@ -136,13 +136,13 @@ def fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     return Fault("never", text, status=status)
 
 
-def _hopeless(status: int, code: str) -> str:
-    """What to do where no request can succeed; empty where another may."""
+def _hopeless(status: int, code: str, message: str) -> str:
+    """What to do where no request can succeed; empty where another may. Anthropic has no code for an account without credit."""
     if status in (401, 403):
         return "check the API key and what it may use"
     if code == "model_not_found":
         return "check the model's name"
-    if status == 402 or code in HOPELESS:
+    if status == 402 or code in HOPELESS or "credit balance is too low" in message:
         return "check the account's quota and billing"
     if status == 404:
         return "check the model's name and the base URL"
