@@ -10,6 +10,7 @@ from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
+from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -29,6 +30,7 @@ AnyStage = Annotated[
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
+    | Annotated[HardCases, Tag("expand/hard-cases")]
     | Annotated[Write, Tag("curate/write")]
     | Annotated[Branch, Tag("curate/branch")]
     | Annotated[Dialogue, Tag("curate/dialogue")],
@@ -41,6 +43,7 @@ METHODS = (
     "expand/self-instruct",
     "expand/evol",
     "expand/paraphrase",
+    "expand/hard-cases",
     "curate/write",
     "curate/branch",
     "curate/dialogue",
