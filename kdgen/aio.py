@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 AHEAD, BREATH = 1024, 32
 T = TypeVar("T")
@@ -19,7 +19,7 @@ async def stream(items: Iterable[T]) -> AsyncIterator[T]:
 
 
 async def ordered(
-    source: AsyncIterable[T], work: Callable[[T], Awaitable[R]], *, window: int, grace: float
+    source: AsyncIterable[T], work: Callable[[T], Coroutine[Any, Any, R]], *, window: int, grace: float
 ) -> AsyncGenerator[R, None]:
     """`work` over `source`, at most `window` at once, results in the order of the source.
 
@@ -32,9 +32,6 @@ async def ordered(
     busy = 0
     freed: asyncio.Future[None] | None = None
 
-    async def one(item: T) -> R:
-        return await work(item)
-
     def done(_: asyncio.Task[R]) -> None:
         nonlocal busy
         busy -= 1
@@ -43,7 +40,7 @@ async def ordered(
 
     try:
         async for item in source:
-            task = asyncio.create_task(one(item))
+            task = asyncio.create_task(work(item))
             task.add_done_callback(done)
             running.append(task)
             busy += 1

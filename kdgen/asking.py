@@ -71,6 +71,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         self._ready: set[str] = set()
+        self._seen: set[str] = set()
         for role, spec in self.recipe.leaves():
             self.teachers[role] = Dispatch(spec, self.ledger, self.bill, self.halt, functools.partial(self.ready, role))
 
@@ -107,6 +108,7 @@ class Desk:
             batches.max_wait = self.max_wait
             if batches.out():
                 await batches.collect()
+        self._seen = self._out()
 
     async def submit(self) -> None:
         """Hand in what this pass wants from batches."""
@@ -118,18 +120,24 @@ class Desk:
         return [told for batches in self._batches() for told in batches.todo()]
 
     async def next_import(self, poll: float) -> None:
-        """Wait until a batch has ended and is imported, or a straggler may go online."""
+        """Wait until a batch is done with: imported, or without a reply for what may be asked for again or online."""
         try:
-            if not self.handed and not any(batches.out() for batches in self._batches()):
+            if not self.handed and not self._out():
                 await self.halt.sleep(poll)  # another process asks for what this one wants
             while True:
-                results = [await batches.collect() for batches in self._batches()]
-                if any(imported for imported, _ in results) or not any(out for _, out in results):
+                self._seen |= self._out()
+                for batches in self._batches():
+                    await batches.collect()
+                out = self._out()
+                if not out or self._seen - out:
                     return
                 await self.halt.sleep(poll)
         finally:
             for batches in self._batches():
                 await batches.close()
+
+    def _out(self) -> set[str]:
+        return {name for batches in self._batches() for name in batches.out()}
 
     def _batches(self) -> list[Batches]:
         return [dispatch.batches for dispatch in self.teachers.values() if dispatch.batches is not None]
@@ -197,6 +205,10 @@ class JobAsk:
             if team.unsure(reply, messages[-1]["content"]) is None:
                 return reply
         return await self._whole(route[-1], asked)
+
+    def fork(self) -> JobAsk:
+        """See `stages.base.Ask`."""
+        return JobAsk(self._desk, self._step, self._job)
 
     async def _whole(self, role: str, asked: Question) -> Reply:
         """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""

@@ -7,7 +7,6 @@ of the replies that the ledger has for the same stage and teacher, else what the
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import orjson
 
 from kdgen.asking import Desk, Question, Step
 from kdgen.errors import GateFailed
+from kdgen.parse import tokens_of
 from kdgen.runner import Run
 from kdgen.store import Staging
 from kdgen.teachers.base import Reply, Request, TeacherSpec, Usage
@@ -24,20 +24,11 @@ from kdgen.teachers.prices import Price, Prices
 
 ASSUMED = 256
 ENOUGH = 5
-# Pieces as the byte-pair vocabularies of large models cut them, about: words, numbers by threes, marks, other scripts.
-PIECE = re.compile(r"[A-Za-z]+|\d{1,3}|[^\x00-\x7f]|[^\w\s]+|_+|\n+")
-LONG_WORD, TURN, REPLY = 9, 4, 3
+TURN, REPLY = 4, 3
 WORDS = (
     "amber basin copper delta early forest garden harbor island jacket kernel ladder market needle orange planet quiet "
     "river silver timber under valley window yellow zenith answer bridge circle dinner engine figure ground hollow"
 ).split()
-
-
-def tokens_of(text: str) -> int:
-    """About how many tokens a model makes of a text."""
-    return sum(
-        1 + len(piece) // LONG_WORD if piece.isascii() and piece.isalpha() else 1 for piece in PIECE.findall(text)
-    )
 
 
 @dataclass

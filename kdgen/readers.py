@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import orjson
 
@@ -33,12 +33,19 @@ BARE = re.compile(rb'(?<![\w"])-?(NaN|Infinity)(?![\w"])')
 
 
 class BadRow(Exception):
-    """One row that is no seed, with the cause and what to do."""
+    """One row that is no seed, with the cause and what to do; `where` it stands, if that is not its number.
 
-    def __init__(self, cause: str, *, hint: str = "") -> None:
+    An `unread_file` is none of the user's mistakes: it is counted, whatever else is to be done with a bad row.
+    """
+
+    def __init__(
+        self, cause: str, *, hint: str = "", where: str = "", reason: Literal["bad_seed", "unread_file"] = "bad_seed"
+    ) -> None:
         super().__init__(cause)
         self.cause = cause
         self.hint = hint
+        self.where = where
+        self.reason = reason
 
 
 def suffix_of(path: Path) -> str:
@@ -46,7 +53,7 @@ def suffix_of(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
     if suffix not in READERS:
-        hint = did_you_mean(suffix, READERS) or f"kdgen reads {', '.join(READERS)} and - for JSONL on stdin"
+        hint = did_you_mean(suffix, READERS) or f"kdgen reads {', '.join(READERS)}, documents and - for JSONL on stdin"
         raise UserError(f"seeds of type {suffix or 'none'!r} are not read", where=str(path), hint=hint)
     return suffix
 

@@ -34,6 +34,7 @@ from kdgen.teachers.halt import Halt
 from kdgen.teachers.ledger import Ledger
 from kdgen.terms import Ruling
 
+SPARE = 256  # records at work beside those in flight: what the ledger claims and commits meanwhile
 ROUNDS = 4
 DRY_ROUNDS = 2
 CANDIDATES_PER_TARGET = 20
@@ -74,7 +75,8 @@ class Run:
         self.last = ""
         self.desk = self.desks(self.recipe, self.ledger, self.bill, self.halt)
         self.steps = [self.desk.step(place, stage) for place, stage in enumerate(self.recipe.stages)]
-        self.window = max(64, 2 * sum(spec.concurrency for _, spec in self.recipe.leaves()))
+        most = sum(spec.concurrency for _, spec in self.recipe.leaves())
+        self.window = max(64, most + min(most, SPARE))
         self.indexes: list[Index] = [method.index() for method in self.recipe.dedupe]
 
     async def go(self, staging: Staging) -> dict[str, Any] | None:
@@ -147,14 +149,22 @@ class Run:
         return None
 
     def _know_seeds(self) -> None:
-        """Show the seeds to the indexes that compare with them, before any row is judged."""
+        """Show the seeds to the indexes that compare with them and the stages that draw from them, before all else."""
         spec, pairs = self.recipe.seeds, zip(self.recipe.dedupe, self.indexes, strict=True)
-        knowing = [index for method, index in pairs if method.against_seeds]
-        if spec is not None and knowing and any(step.stage.consumes for step in self.steps):
-            for row in read(spec, self.seeds, self.scan):
+        new = any(step.stage.consumes for step in self.steps)
+        knowing = [index for method, index in pairs if method.against_seeds and new]
+        drawing = [step.draw for step in self.steps if step.stage.draws_seeds]
+        if spec is None or not (knowing or drawing):
+            return
+        pool = Pool()
+        for row in read(spec, self.seeds, self.scan):
+            if isinstance(row, Record):
                 for index in knowing:
-                    if isinstance(row, Record):
-                        index.seen(row)
+                    index.seen(row)
+                if drawing:
+                    pool.extend((row,))
+        for draw in drawing:
+            draw.seeds = pool
 
     async def _seeds(self) -> AsyncGenerator[Row, None]:
         spec = self.recipe.seeds

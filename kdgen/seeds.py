@@ -2,19 +2,21 @@
 
 Row shapes recognised, in this order: a `map` of the user's that says where the task is, `instruction[/input/output]`,
 `prompt`, `question/answer`, `messages`, `conversations`, `text`. What else a map names comes over the shape's own;
-columns that nothing uses are carried along.
+columns that nothing uses are carried along. Documents have no rows: their chunks are seeds (see `kdgen.documents`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import ValidationError
 
+from kdgen import documents
+from kdgen.documents import Chunk
 from kdgen.errors import UserError
 from kdgen.readers import BY_ROW, READERS, BadRow, parsed, suffix_of
 from kdgen.record import BLANK, Frozen, Message, Record, Reject, Row, digest
@@ -36,10 +38,14 @@ class Seeds(Frozen):
     """Where seeds come from and how their columns are read.
 
     `path` is a file (.jsonl, .json, .csv, .parquet, each also .gz where it is text), `-` for standard
-    input, a built-in's bare name, or `package:NAME/path` for a file that an installed package carries.
+    input, a built-in's bare name, or `package:NAME/path` for a file that an installed package carries. It may also be
+    a document (text, Markdown, HTML, PDF, source code) or a folder of them, of which `files` names those to read
+    (`["*.md", "guide/*"]`). `chunk` says how documents are cut, and has rows that are a text cut too.
     """
 
     path: str
+    files: tuple[str, ...] = ()
+    chunk: Chunk | None = None
     map: dict[Field, str] = {}
     on_bad: Literal["fail", "skip"] = "fail"
     limit: int | None = pydantic.Field(None, ge=1)
@@ -60,42 +66,52 @@ def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
     such rows are listed with their reason and become rejects. Memory: 8 bytes a row and its id's hash.
     """
     name = name or str(path)
-    unit = "row" if suffix_of(path) in BY_ROW else "line"
+    unit = _unit(path)
     ids: set[int] = set()
     bad: dict[int, tuple[str, str]] = {}
-    twins: dict[int, tuple[int, str]] = {}
+    twins: dict[int, tuple[int, str, str]] = {}
     count = 0
     for number, item in _rows(spec, path):
         count += 1
         try:
             record, given = _record(spec, item)
         except BadRow as error:
-            if spec.on_bad == "fail":
-                hint = error.hint or "fix the row, or go on without it: --on-bad-seed skip"
-                raise UserError(error.cause, where=_place(name, unit, number), hint=hint) from None
-            bad[number] = ("bad_seed", f"{_place(Path(name).name, unit, number)}: {error.cause}")
+            if spec.on_bad == "fail" and error.reason == "bad_seed":
+                hint = error.hint or "mend it, or go on without it: --on-bad-seed skip"
+                where = error.where or _place(Path(name).name, unit, number)
+                raise UserError(error.cause, where=_whole(where, spec, path), hint=hint) from None
+            bad[number] = (error.reason, f"{error.where or _place(Path(name).name, unit, number)}: {error.cause}")
             continue
         short = _short(record.id)
         if short in ids:
             if given and spec.on_bad == "fail":
                 raise UserError(
-                    f"the id {record.id!r} is taken by {unit} {_firsts(spec, path, {short})[short]}",
+                    f"the id {record.id!r} is taken by {_firsts(spec, path, {short})[short]}",
                     where=_place(name, unit, number),
                     hint="ids must be unique; without an `id` column kdgen makes its own",
                 )
-            twins[number] = (short, record.id if given else "")
+            here = documents.place_of(record) or _place(Path(name).name, unit, number)
+            twins[number] = (short, record.id if given else "", here)
         ids.add(short)
     if count == 0:
         raise UserError("there is no seed in it", where=name, hint='a line such as {"instruction": "…"} is a seed')
     if len(bad) == count:
         first = next(iter(bad.values()))[1]
-        raise UserError(f"no row of it is a seed; the first: {first}", where=name, hint="--map says what a column is")
-    firsts = _firsts(spec, path, {short for short, _ in twins.values()}) if twins else {}
-    for number, (short, given_id) in twins.items():
-        first = f"{unit} {firsts[short]}"
-        here = f"{_place(Path(name).name, unit, number)}: the id {given_id!r} is taken by {first}"
-        bad[number] = ("bad_seed", here) if given_id else ("duplicate_seed", f"the same row as {first}")
-    return Scan(count, file_sha256(path), bad)
+        hint = (
+            "--map says what a column is"
+            if unit != "chunk"
+            else f"documents end in {', '.join(sorted(documents.SUFFIXES))}"
+        )
+        raise UserError(f"no row of it is a seed; the first: {first}", where=name, hint=hint)
+    firsts = _firsts(spec, path, {short for short, *_ in twins.values()}) if twins else {}
+    for number, (short, given_id, here) in twins.items():
+        first = firsts[short]
+        bad[number] = ("duplicate_seed", f"the same row as {first}")
+        if unit == "chunk":
+            bad[number] = ("duplicate_seed", f"{here}: the same text as {first}")
+        elif given_id:
+            bad[number] = ("bad_seed", f"{here}: the id {given_id!r} is taken by {first}")
+    return Scan(count, documents.sha256(path, spec.files), bad)
 
 
 def read(spec: Seeds, path: Path, found: Scan) -> Iterator[Row]:
@@ -118,43 +134,83 @@ def read(spec: Seeds, path: Path, found: Scan) -> Iterator[Row]:
         raise UserError(f"the file changed while it was read: {count} rows, not {found.rows}", where=str(path))
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _rows(spec: Seeds, path: Path) -> Iterator[tuple[int, Any]]:
-    reader: Callable[[Path], Iterator[tuple[int, Any]]] = READERS[suffix_of(path)]
-    for taken, (number, item) in enumerate(reader(path)):
+    """What is to become a record, by number: rows, or records already where they are chunks."""
+    rows: Iterator[tuple[int, Any]]
+    if documents.is_document(path):
+        if spec.map:
+            raise UserError("map has no effect: a document has no columns", where=str(path), hint="take it out")
+        rows = documents.read(path, spec.files, spec.chunk or Chunk())
+    else:
+        unit, reader = _unit(path), READERS[suffix_of(path)]
+        if spec.files:
+            raise UserError("files has no effect: the path is one file", where=str(path), hint="take it out")
+        rows = (
+            reader(path)
+            if spec.chunk is None
+            else _cut(spec, reader(path), "stdin" if spec.path == "-" else path.name, unit)
+        )
+    for taken, (number, item) in enumerate(rows):
         if spec.limit is not None and taken >= spec.limit:
             return
         yield number, item
 
 
+def _cut(spec: Seeds, rows: Iterator[tuple[int, Any]], name: str, unit: str) -> Iterator[tuple[int, Record | BadRow]]:
+    """The chunks of rows that are a text each."""
+    count = 0
+    assert spec.chunk is not None
+    for number, item in rows:
+        try:
+            record, given = _record(spec, item)
+            if record.instruction:
+                raise BadRow("the row is a task, and `chunk` cuts texts", hint="take chunk out, or --map text=COLUMN")
+        except BadRow as error:
+            count += 1
+            where = _place(name, unit, number)
+            yield count, BadRow(error.cause, hint=error.hint, where=where)
+            continue
+        for piece in documents.pieces(record, given, {"file": name, unit: number}, spec.chunk):
+            count += 1
+            yield count, piece
+
+
+def _unit(path: Path) -> str:
+    """What a file's seeds are counted in."""
+    return "chunk" if documents.is_document(path) else "row" if suffix_of(path) in BY_ROW else "line"
+
+
+def _whole(where: str, spec: Seeds, path: Path) -> str:
+    """The path of a place in a file or folder."""
+    return where if spec.path == "-" else str(path / where if path.is_dir() else path.parent / where)
+
+
 def _place(name: str, unit: str, number: int) -> str:
-    return f"{name}:{number}" if unit == "line" else f"{name}: row {number}"
+    return f"{name}:{number}" if unit == "line" else f"{name}: {unit} {number}"
 
 
 def _short(made: str) -> int:
     return int.from_bytes(hashlib.blake2b(made.encode(), digest_size=8).digest(), "big")
 
 
-def _firsts(spec: Seeds, path: Path, wanted: set[int]) -> dict[int, int]:
+def _firsts(spec: Seeds, path: Path, wanted: set[int]) -> dict[int, str]:
     """Where each of the wanted ids stands first: one more pass, however many there are."""
-    found: dict[int, int] = {}
+    found: dict[int, str] = {}
+    unit = _unit(path)
     for number, item in _rows(spec, path):
         try:
-            short = _short(_record(spec, item)[0].id)
+            record = _record(spec, item)[0]
         except BadRow:
             continue
-        if short in wanted:
-            found.setdefault(short, number)
+        if (short := _short(record.id)) in wanted:
+            found.setdefault(short, documents.place_of(record) or f"{unit} {number}")
     return found
 
 
 def _record(spec: Seeds, item: Any) -> tuple[Record, bool]:
     """The record of one raw row, and whether its id is the user's. Raises BadRow."""
+    if isinstance(item, Record):
+        return item, False
     row = parsed(item)
     mapped, used = _mapped(spec.map, row) if spec.map else ({}, set[str]())
     fields: dict[str, Any] = {}

@@ -84,7 +84,8 @@ class BatchServer:
     after so many `looks`. Where more than `queue` requests would run, it fails.
 
     `hold` names a point at which no answer is given before `release`, and every request that comes there is told by
-    `wait`: upload, create, status, results (which stop after `cut` lines). What is held at "arrive" is not taken in.
+    `wait`: upload, create, status, results (which stop after `cut` lines). What is held at "arrive" is not taken in
+    where its sender is gone, but by a `slow` server.
     """
 
     def __init__(self, result: Callable[..., Line | None] | None = None, *, anthropic: bool = False) -> None:
@@ -96,9 +97,11 @@ class BatchServer:
         self.most = 0  # requests that ran at a time
         self.hold = ""
         self.cut = 0
+        self.slow = False  # what is held at "arrive" is taken in later, whoever is gone
         self.faults = 0  # looks that fail
         self.lose = 0  # batches that are taken in and answered with an error
         self.keys_sent: set[tuple[str, str]] = set()
+        self.more: Callable[[], object] = lambda: None  # done at each look
         self.refuse: Callable[[int], web.Response | None] = lambda size: None
         self.batches: dict[str, Submitted] = {}
         self.files: dict[str, bytes] = {}
@@ -206,6 +209,7 @@ class BatchServer:
                 self.faults -= 1
                 return web.json_response({"error": {"message": "out of order"}}, status=503)
             batch.looked += 1
+            self.more()
             if found[2]:
                 self._finish(batch, "cancelled")
             elif batch.state == "running" and 0 < self.looks <= batch.looked:
@@ -233,7 +237,7 @@ class BatchServer:
     async def _create(self, request: web.Request) -> web.Response:
         asked = await request.json()
         await self._at("arrive")
-        if request.transport is None or request.transport.is_closing():
+        if not self.slow and (request.transport is None or request.transport.is_closing()):
             return web.Response()  # who asked is gone
         if self.anthropic:
             requests, name = [(item["custom_id"], item["params"]) for item in asked["requests"]], ""

@@ -93,7 +93,7 @@ SEEDS: list[tuple[str, str, bytes, tuple[str, ...]]] = [
     ("csv_cells", "s.csv", b"instruction,input\nx,y\nz\n", ("s.csv:3", "1 cells")),
     ("csv_utf8", "s.csv", b"instruction\ncaf\xe9\n", ("s.csv", "UTF-8")),
     ("json_syntax", "s.json", b'[{"instruction": "x"},\n{]', ("s.json:2",)),
-    ("suffix", "s.txt", b"x", ("s.txt", "not read")),
+    ("suffix", "s.docx", b"x", ("s.docx", "not read")),
 ]
 
 
@@ -257,10 +257,15 @@ def test_bad_prompts(label: Callable[..., Any], tmp_path: Path, old: str, new: s
     refused(label("s.jsonl", GOOD, "--set", "stages.0.prompt=./p.md"), tmp_path, *parts)
 
 
-@pytest.mark.parametrize("verb", ["curate", "feature", "feedback", "self"])
+@pytest.mark.parametrize("verb", ["feature", "feedback", "self"])
 def test_verbs_without_methods_say_what_there_is(kdgen: Callable[..., Any], tmp_path: Path, verb: str) -> None:
     (tmp_path / "s.jsonl").write_text(GOOD)
-    refused(kdgen(verb, "s.jsonl"), tmp_path, verb, "expand (evol, self-instruct)", "label (answer, rationale)")
+    refused(kdgen(verb, "s.jsonl"), tmp_path, verb, "expand (evol, ", "label (answer, ")
+
+
+def test_a_verb_whose_method_is_not_said(kdgen: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text(GOOD)
+    refused(kdgen("curate", "s.jsonl"), tmp_path, "say how to curate", "--method", "dialogue")
 
 
 def test_seed_text_is_never_a_template(label: Callable[..., Any], tmp_path: Path) -> None:

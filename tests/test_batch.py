@@ -336,6 +336,24 @@ def test_stragglers_go_online_at_online_prices(label: Label, tmp_path: Path, ant
         assert label(server, "--prices", prices).manifest["dataset"] == made.manifest["dataset"]
 
 
+@pytest.mark.parametrize("anthropic", BOTH)
+def test_stragglers_wait_for_no_other_batch(label: Label, tmp_path: Path, anthropic: bool) -> None:
+    """One batch takes too long and is cancelled; another, which is younger, runs for as long as nobody is asked online."""
+    with BatchServer(anthropic=anthropic) as server:
+        server.at_once = False
+        assert isinstance(label(server, "--no-wait", seeds=5).error, ComeBack)
+        with closing(sqlite3.connect(tmp_path / "l.db")) as db:
+            db.execute("UPDATE batches SET made_at = made_at - 3600")
+            db.commit()
+        server.result = lambda key, body: None if len(server.online) < 5 else finished(key, body)
+        finished = message_line if anthropic else chat_line
+        server.more = lambda: len(server.online) >= 5 and server.finish()
+        made = label(server, "--max-wait", "1800", seeds=9)
+        assert made.error is None and made.manifest["counts"]["rows"] == 9
+        assert [len(batch.requests) for batch in server.batches.values()] == [5, 4] and len(server.online) == 5
+        assert server.repeats() == 0
+
+
 def test_without_max_wait_nothing_goes_online(label: Label) -> None:
     once = [True]
 

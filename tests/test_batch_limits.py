@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,19 @@ from typing import Any
 import pytest
 from aiohttp import web
 from batch_server import BatchServer, Line, chat_line, expired_line
-from server import Made, ledger_rows, make, tasks, write_seeds
+from server import Made, ledger_rows, make, start, tasks, write_seeds
 
 from kdgen.errors import BudgetReached, ComeBack, EndpointError, Pending, UserError
-from kdgen.teachers.base import Call, Params
+from kdgen.teachers.base import Call, Fault, Params
 from kdgen.teachers.bill import Bill, Budget
 from kdgen.teachers.budget import Hold
+from kdgen.teachers.chain import Chain
+from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.openai import OpenAI
 from kdgen.teachers.prices import prices_file
 
 ROOM = 50
+MOST = 310  # tokens that a request of these tests is within, as a budget counts it
 Label = Callable[..., Made]
 
 
@@ -105,7 +109,7 @@ def test_a_budget_of_a_run_is_never_passed_over_all_its_invocations(label: Label
         assert within(server, cap) and billed(server) <= cap
         assert label(server, "--budget-tokens", 100_000).manifest["counts"]["rows"] == 10
         assert server.repeats() == 0 and len(server.keys) == 10
-        assert ledger_rows(tmp_path / "l.db", "SELECT * FROM chains") == []
+        assert ledger_rows(tmp_path / "l.db", "SELECT * FROM parts") == []
 
 
 def test_a_budget_in_dollars_is_kept_at_batch_prices(label: Label, tmp_path: Path) -> None:
@@ -148,9 +152,78 @@ def test_what_is_out_without_a_bound_rules_a_budget_out(label: Label) -> None:
     with BatchServer() as server:
         server.at_once = False
         label(server, "--no-wait", room="null")
-        made = label(server, "--budget-tokens", 10_000, name="capped")
-        assert isinstance(made.error, UserError) and "10 requests are out in batches without a bound" in str(made.error)
+        said = "10 requests are out in batches without a bound"
+        for option, name in (("--budget-tokens", "out"), ("--budget-tokens-month", "other")):
+            made = label(server, option, 10_000, name=name)
+            assert isinstance(made.error, UserError) and said in str(made.error)
         assert len(server.batches) == 1
+        assert isinstance(label(server, "--budget-tokens", 10_000, "--no-wait", name="other").error, ComeBack)
+        assert len(server.batches) == 2, "a run's budget is of what it asks for"
+
+
+def test_a_run_is_of_one_dataset(label: Label, tmp_path: Path) -> None:
+    """Two datasets of one recipe, ledger and budget: neither pays for the other, and neither's end is the other's."""
+    with BatchServer() as server:
+        server.at_once = False
+        rows = tasks(40)
+        cap = 10 * MOST
+        options = ("--budget-tokens", cap, "--no-wait")
+        assert isinstance(label(server, *options, seeds=rows[:10], name="a").error, ComeBack)
+        assert isinstance(label(server, *options, seeds=rows[10:20], name="b").error, ComeBack)
+        assert [len(batch.requests) for batch in server.batches.values()] == [10, 10]
+        server.finish()
+        assert label(server, *options, seeds=rows[10:20], name="b").error is None, "which imports both"
+        spent = sum(map(spoken, server.batches["batch-0"].lines))
+        made = label(server, *options, seeds=[*rows[:10], *rows[20:]], name="a")
+        assert isinstance(made.error, ComeBack)
+        more = [worst(body) for _, body in server.batches["batch-2"].requests]
+        assert spent + sum(more) <= cap < spent + sum(more) + max(more), "what it asked for before counts"
+        server.finish()
+        server.at_once = True
+        assert label(server, seeds=[*rows[:10], *rows[20:]], name="a").error is None, "it ends without a budget"
+        assert ledger_rows(tmp_path / "l.db", "SELECT * FROM parts") == []
+        assert label(server, "--budget-tokens", MOST, seeds=rows[:30], name="a").error is None, "another run"
+
+
+def test_what_another_process_imports_counts(label: Label, tmp_path: Path) -> None:
+    """One waits with a budget; another, of another dataset, imports what it has out."""
+    with BatchServer() as server:
+        server.at_once = False
+        rows = tasks(10)
+        cap = 6 * MOST
+        seeds = write_seeds(tmp_path / "first.jsonl", rows)
+        bound = ("--set", f"teachers.teacher.max_tokens={ROOM}", "--budget-tokens", str(cap))
+        with start(
+            "label", str(seeds), *server.asked, *bound, "-q", "-o", "first", "--ledger", "l.db", cwd=tmp_path
+        ) as run:
+            assert server.wait("status")
+            server.finish()
+            assert label(server, seeds=rows[:2], name="other").manifest["counts"]["rows"] == 2
+            run.send_signal(signal.SIGINT)
+            run.communicate(timeout=60)
+        (batch,) = server.batches.values()
+        (before,) = ledger_rows(tmp_path / "l.db", "SELECT count(*) FROM parts")[0]
+        assert before == len(batch.requests) < 10
+        made = label(server, *bound[2:], "--no-wait", seeds=rows, name="first")
+        assert isinstance(made.error, ComeBack) and within(server, cap)
+
+
+def test_what_may_have_been_billed_is_known_to_the_next_invocation(tmp_path: Path) -> None:
+    spec = OpenAI(model="Qwen3-8B", base_url="http://127.0.0.1:9/v1", max_tokens=ROOM)
+
+    async def go() -> None:
+        for tokens in (30, 60):
+            ledger, bill = Ledger(tmp_path / "l.db"), Bill(Budget(tokens=100))
+            chain = Chain(ledger, "a")
+            chain.join()
+            chain.tell([spec], bill)
+            assert bill.of_chain is not None and bill.of_chain().tokens == tokens - 30
+            bill.failed(Fault("transient", "no reply", billed=True), worst=Hold(30, 0.0))
+            await (chain.leave(bill) if tokens == 30 else chain.end())
+            await ledger.close()
+        assert ledger_rows(tmp_path / "l.db", "SELECT * FROM lost") == []
+
+    asyncio.run(go())
 
 
 def test_a_month_is_shared_and_ends_up_with_what_was_paid(label: Label, tmp_path: Path) -> None:
@@ -300,3 +373,25 @@ def test_polls_that_fail_for_a_while_are_borne(label: Label, monkeypatch: pytest
         server.faults = 0
         assert label(server, seeds=12).manifest["counts"]["rows"] == 12
         assert server.repeats() == 0
+
+
+def test_what_a_run_without_a_budget_has_out_counts_for_the_month_that_it_was_made_in(
+    label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spent() -> dict[str, int]:
+        return dict(ledger_rows(tmp_path / "l.db", "SELECT month, tokens FROM spend"))
+
+    monkeypatch.setattr("kdgen.teachers.bill.this_month", lambda: "2026-11")
+    with BatchServer() as server:
+        server.at_once = False
+        assert isinstance(label(server, "--no-wait").error, ComeBack)
+        (batch,) = server.batches.values()
+        out = sum(worst(body) for _, body in batch.requests)
+        assert spent() == {"2026-11": out}
+        capped = ("--budget-tokens-month", out + MOST // 2, "--no-wait")
+        assert isinstance(label(server, *capped, seeds=tasks(20)[10:], name="other").error, ComeBack)
+        assert len(server.batches) == 1, "the month has no room beside what is out"
+        monkeypatch.setattr("kdgen.teachers.bill.this_month", lambda: "2026-12")
+        server.finish()
+        assert label(server).error is None
+        assert spent() == {"2026-11": billed(server)}, "no other month had room set aside for it"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kdgen.export import FORMATS, Alpaca, AnyFormat, Messages, ShareGPT
+from kdgen.export import FORMATS, Alpaca, AnyFormat, Messages, ShareGPT, Text
 from kdgen.record import Message, Record
 
 SAID = (Message(role="user", content="A"), Message(role="assistant", content="B"))
@@ -100,10 +100,16 @@ def test_options_that_a_format_does_not_have() -> None:
 
 
 def test_the_names_of_formats_are_complete() -> None:
-    assert {form().format for form in (Messages, Alpaca, ShareGPT)} == set(FORMATS)
+    assert {form().format for form in (Messages, Alpaca, ShareGPT, Text)} == set(FORMATS)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+def test_a_document_is_a_row_of_text_and_an_answer_is_not() -> None:
+    assert Text().row(Record(id="r", text="T")) == {"text": "T"}
+    assert Text().row(Record(id="r")) is Text().row(Record(id="r", text="T", output="O")) is None
+    assert Messages().row(Record(id="r", text="T")) is None
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "text"])
 def test_the_data_file_holds_the_rows_of_the_format(label: Callable[..., Any], tmp_path: Path, form: str) -> None:
     seed = {"messages": [{"role": turn.role, "content": turn.content} for turn in (*SAID, SAID[0])]}
     assert label("s.jsonl", json.dumps(seed), "--format", form).code == 0

@@ -15,16 +15,19 @@ from server import EVOL, FakeWire, echo_answer
 from kdgen.asking import JobAsk
 from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
+from kdgen.documents import Chunk
 from kdgen.errors import UserError
 from kdgen.export import Alpaca, Messages, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
+from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
 from kdgen.teachers.base import Call, Params
@@ -48,7 +51,15 @@ SEEDS = [
     {"id": "g", "instruction": "Rate the following words: red"},
 ]
 RULES = [
+    {
+        "regex": r"(?s)from documents alone.*?\[1\]\n(\w+ \w+ \w+)",
+        "reply": '{"evidence": ["\\1"], "reasoning": "So it is.", "response": "It is {digest}."}',
+    },
+    {"contains": '"tasks"', "reply": '{"tasks": ["Why is it red?", "Why is it blue?"]}'},
+    {"regex": "(?s)check answers.*sky", "reply": '{"reason": "So it is.", "score": 2}'},
+    {"contains": "check answers", "reply": '{"reason": "So it is.", "score": 4}'},
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
+    {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
     {"contains": '"variants"', "reply": '{"variants": ["say {digest}", "tell {digest}"]}'},
     {"contains": "referee", "reply": '{"reason": "x", "first": 7, "second": 2}'},
@@ -69,6 +80,22 @@ ANSWERED = {"stage": "label", "method": "answer", "prompt": "label/answer"}
 WRITE = {"stages": [{"stage": "curate", "method": "write", "prompt": "label/brief"}], "export": {"format": "text"}}
 EXAMPLES = {"stages": [{**WRITE["stages"][0], "makes": "input", "verify": "curate/verify"}]}
 BRANCH = {"stages": [{"stage": "curate", "method": "branch", "prompt": "curate/branch", "ask_for": 2}, ANSWERED]}
+SAMPLE = {"stages": [{"stage": "label", "method": "sample", "prompt": "label/brief", "n": 3, "pick": "all"}]}
+VOTED = {"stages": [{**SAMPLE["stages"][0], "prompt": "label/rationale", "pick": "vote", "least_share": 0.1}]}
+JUDGED = {"stages": [{**SAMPLE["stages"][0], "pick": "judge", "grade": "label/grade"}]}
+ASKED = {"path": "s.jsonl", "map": {"instruction": "instruction", "text": "instruction"}}
+CITE: dict[str, Any] = {
+    "stages": [{"stage": "curate", "method": "cite", "prompt": "curate/cited"}],
+    "seeds": ASKED,
+}
+FLOW = "stage: curate, method: cite, prompt: curate/cited, distractors: 2"
+GRADE = {"stages": [{"stage": "curate", "method": "grade", "prompt": "curate/faithful"}]}
+TASKS = {
+    "stages": [
+        {"stage": "curate", "method": "write", "prompt": "curate/questions", "makes": "tasks", "ask_for": 2},
+        ANSWERED,
+    ]
+}
 TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teacher", "least": 1, "most": 2}
 DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
 SAY = {"stage": "expand", "method": "paraphrase", "prompt": "expand/paraphrase", "k": 2}
@@ -114,9 +141,21 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         LABEL,
         {
             "path": "seeds.path=other.jsonl",
+            "files": "seeds={path: docs, files: ['*.md']}",
+            "chunk": "seeds={path: docs/a.md, chunk: {size: 8}}",
             "map": "seeds.map.instruction=q",
             "on_bad": "seeds={path: bad.jsonl, on_bad: skip}",
             "limit": "seeds.limit=2",
+        },
+    ),
+    (
+        Chunk,
+        {**LABEL, "seeds": {"path": "docs/a.md", "chunk": {"size": 12, "least": 0}}},
+        {
+            "by": "seeds.chunk.by=lines",
+            "size": "seeds.chunk.size=6",
+            "overlap": "seeds.chunk.overlap=4",
+            "least": "seeds.chunk.least=8",
         },
     ),
     (Pool, POOL, {"of": T + "of={one: 1, two: 1000}"}),
@@ -131,6 +170,26 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (Budget, LABEL, {"tokens": "budget.tokens=150", "month_tokens": "budget.month_tokens=150"}),
     (
+        Sample,
+        SAMPLE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=label/answer",
+            "n": S + "n=2",
+            "pick": S + "pick=gold",
+            "keep": S + "keep=1",
+            "reasons": S + "reasons=true",
+        },
+    ),
+    (Sample, VOTED, {"least_share": S + "least_share=1"}),
+    (
+        Sample,
+        JUDGED,
+        {"least_score": S + "least_score=9", "grade": S + "grade=curate/verify", "judge": S + "judge=nobody"},
+    ),
+    (
         Write,
         WRITE,
         {
@@ -144,6 +203,39 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (Write, EXAMPLES, {"judge": S + "judge=nobody"}),
+    (Write, TASKS, {"ask_for": S + "ask_for=1"}),
+    (
+        Cite,
+        CITE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=label/brief",
+            "distractors": S + "distractors=2",
+            "shows": S + "shows=nothing",
+            "cite": S + "cite=true",
+            "quote_words": S + "quote_words=4",
+        },
+    ),
+    (
+        Cite,
+        {**CITE, "stages": [{**CITE["stages"][0], "distractors": 2}]},
+        {"withheld": S + "withheld=0.6", "absent": f"stages.0={{{FLOW}, withheld: 0.6, absent: recall}}"},
+    ),
+    (
+        Grade,
+        GRADE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=label/answer",
+            "name_as": S + "name_as=truth",
+            "at_least": S + "at_least=3",
+            "buckets": S + "buckets={bad: 1, good: 4}",
+        },
+    ),
     (
         Branch,
         BRANCH,
@@ -329,6 +421,9 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
 ]
 # What is compared with another setting than the recipe's own default.
 AGAINST = {
+    ("Cite", "absent"): f"stages.0={{{FLOW}, withheld: 0.6}}",
+    ("Seeds", "files"): "seeds={path: docs}",
+    ("Seeds", "chunk"): "seeds={path: docs/a.md}",
     ("Seeds", "on_bad"): "seeds={path: bad.jsonl}",
     ("Pattern", "field"): "filters=[{filter: pattern, patterns: [colour]}]",
     ("Pattern", "ignore_case"): "filters=[{filter: pattern, patterns: [NAME]}]",
@@ -372,6 +467,11 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
     (tmp_path / "bad.jsonl").write_text(json.dumps(SEEDS[0]) + "\nno\n")
     (tmp_path / "other.jsonl").write_text(json.dumps(SEEDS[0]) + "\n")
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/a.md").write_text(
+        "# Sea\n\nName a fish.\n\n# Sky\n\nName a bird that\nsings. Name one that\nflies at night.\n"
+    )
+    (tmp_path / "docs/b.txt").write_text("Name a tree.\n")
     runs = iter(range(99))
 
     def run(base: dict[str, Any], *sets: str) -> tuple[Any, ...]:
@@ -446,7 +546,11 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
     assert seen[0] != seen[1] and seen[0][0] == seen[1][0] == 0
 
 
-@pytest.mark.parametrize("base", [LABEL, RATIONALE, EXPAND, EVOLVE], ids=["answer", "rationale", "expand", "evol"])
+@pytest.mark.parametrize(
+    "base",
+    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE],
+    ids="answer rationale expand evol tasks cite grade".split(),
+)
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]
 ) -> None:

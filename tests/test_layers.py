@@ -15,8 +15,9 @@ PACKAGE = ROOT / "kdgen"
 # A module may import from lines above its own, and from its own package. A package is named without its modules.
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
-    {"parse", "resources", "tables"},
+    {"parse", "resources", "sandbox", "tables"},
     {"filters", "prompts", "readers", "yamls"},
+    {"documents"},
     {"banks", "dedupe", "export", "seeds", "store"},
     {"teachers"},
     {"stages", "terms"},

@@ -264,7 +264,7 @@ def test_bad_files(label: Callable[..., Any], tmp_path: Path, name: str, content
         ("none.jsonl", "none.jsonl: there is no such file\n  hint: sets that ship: code, "),
         ("sedes.jsonl", "did you mean seeds?"),
         ("genral", "did you mean general?"),
-        (".", "it is a folder"),
+        (".", "no row of it is a seed; the first: seeds.jsonl: files of this type are not read"),
         ("package:no-such-package/x.jsonl", "the package no-such-package is not installed\n  hint: pip install"),
         ("package:pytest/x.jsonl", "the package pytest carries no x.jsonl"),
     ],

@@ -292,12 +292,15 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. A KdgenError prints its cause and hint and sets the exit code; a bug is a traceback."""
+    import atexit
     import gc
 
     from kdgen.errors import DISK, KdgenError, disk_error
 
-    # Loading makes many objects and no garbage; at the default threshold a tenth of the time goes to looking for some.
-    gc.set_threshold(50_000, 50, 50)
+    # Loading makes many objects and no garbage, and a run few cycles; at the default threshold a tenth of the time goes
+    # to looking for some, and as much again to a last look at what ends with the process anyway.
+    gc.set_threshold(200_000, 50, 50)
+    atexit.register(gc.freeze)
     try:
         with stoppable():
             return app(arguments)

@@ -21,6 +21,8 @@ from typing import Literal, NamedTuple
 from kdgen import __version__
 from kdgen.cli.job import pretty
 from kdgen.cli.teachers import specs_of
+from kdgen.errors import UserError
+from kdgen.sandbox.box import Sandbox
 from kdgen.teachers.ledger import VERSION
 from kdgen.teachers.local import cpus
 from kdgen.teachers.models import MODELS, cache_dir
@@ -64,6 +66,7 @@ def doctor(names: Sequence[str], *, ledger: str, as_json: bool) -> bool:
         _keys,
         _settings,
         _gpu,
+        _sandbox,
         _tables,
         lambda: _servers(names),
     )
@@ -103,6 +106,14 @@ def _packages() -> Iterator[Check]:
     parquet = importlib.util.find_spec("pyarrow")
     yield Check("parquet", "ok", f"pyarrow {importlib.metadata.version('pyarrow')}" if parquet
                 else "pyarrow is not installed (only .parquet files need it: pip install 'kdgen[parquet]')")  # fmt: skip
+
+
+def _sandbox() -> Iterator[Check]:
+    try:
+        how = "Linux namespaces" if Sandbox().ready() == "own" else "bubblewrap"
+        yield Check("sandbox", "ok", f"programs that teachers write run in {how}")
+    except UserError as error:
+        yield Check("sandbox", "warn", f"only methods that run programs need it: {error.cause}", error.hint)
 
 
 def _cache() -> Iterator[Check]:

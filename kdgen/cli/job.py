@@ -17,8 +17,9 @@ import orjson
 
 from kdgen.card import card_of
 from kdgen.config import Recipe
-from kdgen.errors import BudgetReached, ComeBack, EndpointError, Interrupted, UserError
+from kdgen.errors import BudgetReached, ComeBack, EndpointError, Interrupted, KdgenError, UserError
 from kdgen.progress import watcher
+from kdgen.record import digest
 from kdgen.runner import Run
 from kdgen.seeds import Scan
 from kdgen.store import Staging, Store
@@ -48,22 +49,24 @@ class Job:
 
     async def run(self, staging: Callable[[], AbstractContextManager[Staging]], store: Store | None) -> dict[str, Any]:
         """Pass after pass; the manifest of the last. Raises ComeBack where batches are out and nobody waits."""
-        # A run makes many short-lived objects and few cycles; at the default threshold a tenth of the time goes to looking.
-        gc.freeze()
-        gc.set_threshold(50_000, 50, 50)
+        gc.freeze()  # what is loaded stays, so no collection need look at it
         book = Ledger(self.ledger)
         bill = Bill(self.recipe.budget, self.prices, book)
-        chain = Chain(book, self.recipe.digest) if self.recipe.batched and self.recipe.budget.of_run else None
+        chain = Chain(book, digest(str(store.folder.absolute()) if store else [str(self.seeds), self.recipe.digest]))
         try:
-            if chain is not None:
-                await chain.join((spec for _, spec in self.recipe.leaves()), bill)
+            if self.recipe.batched:
+                chain.join()
+            if self.recipe.batched and self.recipe.budget.of_run:
+                chain.tell((spec for _, spec in self.recipe.leaves()), bill)
             spent = None
             try:
                 manifest = await self._passes(book, bill, staging, store)
             except BudgetReached as error:
                 spent = error
-            if chain is not None:
-                await chain.end()
+            except KdgenError:
+                await chain.leave(bill)
+                raise
+            await chain.end()
             if spent is None:
                 return manifest
             if not self.recipe.budget.publish:

@@ -33,7 +33,8 @@ def recipe_of(verb: str, method: str) -> str:
         raise UserError(f"{verb!r} has no method in this version of kdgen", hint=f"there is: {have}")
     if method not in known:
         hint = did_you_mean(method, known) or f"{verb} has: {', '.join(known)}"
-        raise UserError(f"{verb!r} has no method {method!r}", where="--method", hint=hint)
+        cause = f"{verb!r} has no method {method!r}" if method else f"say how to {verb}"
+        raise UserError(cause, where="--method", hint=hint)
     return f"{verb}/{method}"
 
 
@@ -178,10 +179,10 @@ def seed_file(recipe: Recipe) -> Iterator[tuple[Path, bool]]:
         yield package_file(spec.path, "seeds"), False
         return
     path = builtins("seeds").get(spec.path, Path(spec.path))
-    if not path.is_file():
+    if not path.exists():
         beside = [near.stem for near in path.parent.glob(f"*{path.suffix}")] if path.suffix else builtins("seeds")
         hint = did_you_mean(path.stem, beside) or "sets that ship: " + ", ".join(builtins("seeds"))
-        raise UserError("it is a folder" if path.is_dir() else "there is no such file", where=str(path), hint=hint)
+        raise UserError("there is no such file", where=str(path), hint=hint)
     yield path, False
 
 

@@ -40,7 +40,7 @@ class Answer(Stage):
             return [job.rejected(self.name, "empty_answer", f"finish: {reply.finish}")]
         meta: dict[str, JsonValue] = {"gold": job.output} if job.output else {}
         reasoning = reply.reasoning or thinking
-        content = {**_asked(job), "output": text, "reasoning": reasoning, "finish": reply.finish}
+        content = {**asked_of(job), "output": text, "reasoning": reasoning, "finish": reply.finish}
         return [self.child(job, reply, writes=("output",), meta=meta, **content)]
 
 
@@ -74,7 +74,7 @@ class Rationale(Stage):
             meta = {"gold": gold, "agrees": same_answer(answer, gold)}
             if self.on_disagree == "reject" and not meta["agrees"]:
                 return [job.rejected(self.name, "disagrees_with_gold", f"{bare(answer)[:100]} is not {gold[:100]}")]
-        content = {**_asked(job), "output": answer, "reasoning": rationale, "finish": reply.finish}
+        content = {**asked_of(job), "output": answer, "reasoning": rationale, "finish": reply.finish}
         return [self.child(job, reply, writes=("reasoning", "output"), meta=meta, **content)]
 
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
@@ -89,7 +89,7 @@ def _reasoned(reply: Reply) -> str | None:
     return None if rationale else "it has an answer but no reasoning before it"
 
 
-def _asked(job: Record) -> dict[str, str]:
+def asked_of(job: Record) -> dict[str, str]:
     """What a row was asked where that is a text alone: the x of Eq. 3, without which an answer has no place in a row."""
     return {} if job.instruction.strip() else {"instruction": job.text}
 

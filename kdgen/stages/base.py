@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, JsonValue
 
 from kdgen.banks import BankFile
-from kdgen.errors import UserError
+from kdgen.errors import Pending, Rejected, UserError
 from kdgen.filters import AnyFilter
 from kdgen.prompts import Prompt
 from kdgen.record import Frozen, Message, Record, Row, score
@@ -45,6 +46,18 @@ class Ask(Protocol):
         prompt fails on the variables or shows nothing of them.
         """
 
+    def fork(self) -> Ask:
+        """An ask of its own for the same job, with calls of its own, for what is asked at the same time."""
+
+
+async def gathered(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T | Rejected]:
+    """What is asked at the same time, in order. Raises what ends the run before Pending, which waits for all of it."""
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    wrong = [each for each in found if isinstance(each, BaseException) and not isinstance(each, Rejected)]
+    if wrong:
+        raise next((each for each in wrong if not isinstance(each, Pending)), wrong[0])
+    return [each for each in found if not isinstance(each, BaseException) or isinstance(each, Rejected)]
+
 
 class Pool:
     """Records that can be drawn from, in the order they came."""
@@ -64,15 +77,23 @@ class Pool:
 
 
 class Draw:
-    """Draws that depend on (recipe seed, stage, key) and on what is drawn, never on order or timing."""
+    """Draws that depend on (recipe seed, stage, key) and on what is drawn, never on order or timing.
+
+    `seeds` are all seeds of the run where the stage `draws_seeds`.
+    """
 
     def __init__(self, seed: int, stage: str) -> None:
         self.seed = seed
         self.stage = stage
+        self.seeds = Pool()
 
     def choice(self, options: Sequence[T], *key: object) -> T:
         """One of `options`, evenly."""
         return options[score(self.seed, self.stage, *key) % len(options)]
+
+    def happens(self, share: float, *key: object) -> bool:
+        """Whether what happens to a `share` of all keys happens to this one."""
+        return score(self.seed, self.stage, *key) < share * 2**64
 
     def top(self, pool: Pool, count: int, *key: object) -> list[Record]:
         """`count` records of `pool` in random order, by rendezvous hashing.
@@ -122,6 +143,11 @@ class Stage(Frozen):
     def roles(self) -> set[str]:
         """The teachers that this stage asks."""
         return {self.to}
+
+    @property
+    def draws_seeds(self) -> bool:
+        """Whether `plan` draws from all seeds of the run, which are then held in memory."""
+        return False
 
     @property
     def validates(self) -> set[str]:

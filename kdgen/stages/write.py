@@ -13,6 +13,7 @@ from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.teachers.base import Reply
 
 EMPTY: dict[str, Any] = {"instruction": "", "input": "", "output": "", "reasoning": "", "text": ""}
 
@@ -28,27 +29,61 @@ class Label(BaseModel):
     label: str
 
 
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Tasks(BaseModel):
+    """Tasks about a text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tasks: list[Text] = Field(min_length=1)
+
+
+class Pair(BaseModel):
+    """A task with its answer; in the order of the alphabet, which is the order in which models write keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: Text
+    response: Text
+
+
+class Pairs(BaseModel):
+    """Tasks about a text, each with its answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pairs: list[Pair] = Field(min_length=1)
+
+
+LISTS: dict[str, type[Tasks] | type[Pairs]] = {"tasks": Tasks, "pairs": Pairs}
+
+
 class Write(Stage):
     """Write from meta-information: D = {x, y | x ~ p_T(x | I ⊕ m), y ~ p_T(y | I ⊕ x)} (Xu et al., Eq. 5).
 
     m is the seed (a topic, a label, an entry of a syllabus) with what `banks` draw; each seed is written from `n` times,
     each time with draws of its own, so that the classes of labelled data are as even as their seeds. `makes` says what
     the reply is: `text` is a document (phi, arXiv 2306.11644; Cosmopedia), `task` an instruction that a later stage
-    answers (GLAN, arXiv 2402.13064), and `input` an example of the seed's label, which is its `output` (ZeroGen, arXiv
-    2202.07922; AttrPrompt, arXiv 2306.15895). With `verify` a judge labels each example without being shown the label,
-    and those that it takes for something else are rejects (the noise that SunGen, arXiv 2205.12679, weighs down).
+    answers (GLAN, arXiv 2402.13064), `tasks` and `pairs` a list of `ask_for` instructions about the text of the seed, which
+    stays with them, without or with answers (Self-QA, arXiv 2305.11952; InPars, arXiv 2202.05144), and `input` an
+    example of the seed's label, which is its `output` (ZeroGen, arXiv 2202.07922; AttrPrompt, arXiv 2306.15895). With
+    `verify` a judge labels each example without being shown the label, and those that it takes for something else are
+    rejects (the noise that SunGen, arXiv 2205.12679, weighs down).
     """
 
     stage: Literal["curate"] = "curate"
     method: Literal["write"] = "write"
     prompt: PromptFile
-    makes: Literal["text", "task", "input"] = "text"
+    makes: Literal["text", "task", "tasks", "pairs", "input"] = "text"
     n: int = Field(1, ge=1, le=100_000)
+    ask_for: int = Field(1, ge=1, le=100)
     verify: PromptFile | None = None
     judge: str = "teacher"
 
     gives: ClassVar[dict[str, frozenset[str]]] = {
-        "prompt": TASK | {"label", "path"},
+        "prompt": TASK | {"label", "path", "title", "count"},
         "verify": frozenset({"instruction", "input"}),
     }
     consumes: ClassVar[bool] = True
@@ -60,14 +95,16 @@ class Write(Stage):
 
     @property
     def validates(self) -> set[str]:
-        """The teacher where an example must not name its label, and the judge, whose label has a schema."""
-        return ({self.to} if self.makes == "input" else set()) | ({self.judge} if self.verify else set())
+        """The teacher where an example must not name its label or a list has a schema, and the judge, whose label has."""
+        return ({self.to} if self.makes in ("input", *LISTS) else set()) | ({self.judge} if self.verify else set())
 
     def check(self, where: str) -> None:
         """Only an example has a label to verify."""
         super().check(where)
         if self.verify and self.makes != "input":
             raise bad_stage("there is no label to verify", f"{where}.verify", "makes: input")
+        if self.makes not in LISTS and "ask_for" in self.model_fields_set:
+            raise bad_stage(f"makes: {self.makes} is one a call", f"{where}.ask_for", "makes: tasks or pairs; or n")
         if not self.verify and "judge" in self.model_fields_set:
             raise bad_stage("the judge has nothing to do", f"{where}.judge", "name its prompt: verify: curate/verify")
 
@@ -87,11 +124,16 @@ class Write(Stage):
         reply = await ask(
             self.prompt,
             nth=number,
-            check=lambda reply: _names(label, reply.text),
+            schema=LISTS.get(self.makes),
+            check=(lambda reply: _names(label, reply.text)) if label else None,
             label=job.output,
             path=path_of(job),
+            title=title_of(job),
+            count=self.ask_for,
             **task_variables(job),
         )
+        if self.makes in LISTS:
+            return self._listed(job, reply)
         text = bare(split_thinking(reply.text)[1])
         if not terms(text):
             raise Rejected("empty_text", f"finish: {reply.finish}")
@@ -110,8 +152,37 @@ class Write(Stage):
             replies.insert(0, judged)
         return [self.child(job, *replies, writes=(field,), finish=reply.finish, history=(), **content)]
 
+    def _listed(self, job: Record, reply: Reply) -> list[Row]:
+        """The tasks of a list, each a record that keeps the text it is about."""
+        made = LISTS[self.makes].model_validate_json(reply.text)
+        listed = (
+            [(each, "") for each in made.tasks]
+            if isinstance(made, Tasks)
+            else [(p.question, p.response) for p in made.pairs]
+        )
+        rows, seen = list[Row](), set[tuple[str, ...]]()
+        for place, (task, answer) in enumerate(listed):
+            content = {**EMPTY, "text": job.text or job.task, "instruction": task, "output": answer}
+            writes = ("instruction", "output") if answer else ("instruction",)
+            row = self.child(
+                job, reply, writes=writes, meta={"place": place}, finish=reply.finish, history=(), **content
+            )
+            known = tuple(terms(task))
+            if known in seen:
+                rows.append(row.rejected(self.name, "duplicate", "the task stands twice in one list"))
+            elif len(seen) == self.ask_for:
+                rows.append(row.rejected(self.name, "not_asked_for", f"item {place + 1} of {self.ask_for}"))
+            else:
+                seen.add(known)
+                rows.append(row)
+        return rows
+
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
         """What is written, or a judge's label. The judge is not told the label: an example carries it, spelt backwards."""
+        if self.makes in LISTS:
+            pairs = [Pair(question=f"What is {words(8)}?", response=words(20)) for _ in range(self.ask_for)]
+            made = Tasks(tasks=[pair.question for pair in pairs]) if self.makes == "tasks" else Pairs(pairs=pairs)
+            return made.model_dump_json()
         if prompt == self.verify:
             return Label(label=str(variables["input"]).rpartition(MARK)[2][::-1]).model_dump_json()
         return f"{words(30)}{MARK}{variables['label'][::-1]}" if self.makes == "input" else words(0)
@@ -185,3 +256,10 @@ def path_of(job: Record) -> list[str]:
     """The subject of a record and what it is a part of, from the top."""
     path = job.meta.get("path")
     return [str(part) for part in path] if isinstance(path, list) and path else [job.text or job.task]
+
+
+def title_of(job: Record) -> str:
+    """What a text is called: the section that a chunk is of, or the title that its row or document has."""
+    span = job.meta.get("span")
+    section = span.get("section") if isinstance(span, dict) else None
+    return str(section or job.extra.get("title") or "")

@@ -77,6 +77,7 @@ class BatchApi(Protocol):
     max_requests: ClassVar[int]
     max_bytes: ClassVar[int]
     nameless: ClassVar[bool]  # batches carry no name, so `find` can take another's for one's own
+    settles: ClassVar[float]  # seconds for which one that cannot be found may still be on its way
 
     async def submit(self, name: str, requests: Sequence[Request]) -> str:
         """Hand the requests in under `name`; the provider's id of the batch. A Fault that is `billed` is in doubt."""

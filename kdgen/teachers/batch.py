@@ -14,9 +14,9 @@ from contextlib import aclosing
 from functools import cached_property
 
 from kdgen.errors import BudgetReached, EndpointError, Pending, Rejected, UserError
-from kdgen.teachers.base import BatchApi, Fault, Full, Raw, Request, Sought, TeacherSpec
+from kdgen.teachers.base import BatchApi, Fault, Full, Raw, Request, Sought, TeacherSpec, Usage
 from kdgen.teachers.batch_book import DAY, Batch, Book
-from kdgen.teachers.bill import Bill, Budget, Hold
+from kdgen.teachers.bill import Bill, Hold
 from kdgen.teachers.ledger import Ledger
 
 TRIES = 3  # batches that may end without a reply before its record is given up
@@ -63,9 +63,9 @@ class Batches:
     def _late(self, made_at: float) -> bool:
         return self.max_wait is not None and time.time() - made_at > self.max_wait
 
-    def out(self) -> bool:
-        """Whether there are batches that are not done with."""
-        return bool(self.book.living())
+    def out(self) -> list[str]:
+        """The batches that are not done with."""
+        return [batch.name for batch in self.book.living()]
 
     def todo(self) -> list[str]:
         """The commands that a person has to run for what is out."""
@@ -112,16 +112,15 @@ class Batches:
         return found, holds, None
 
     def _count_out(self) -> None:
-        """Tell the bill what is out, of this run and of earlier ones. Raises UserError where that has no bound."""
-        if self.bill.budget == Budget():
+        """Tell the bill what this run has out, of earlier invocations too. Raises UserError where that has no bound."""
+        if not self.bill.budget.capped:
             return
-        out = self.book.waiting()
-        if endless := sum(not request.room for request in out):
+        if endless := self.book.endless(everyone=self.bill.budget.monthly):
             cause = (
                 f"{endless:,} requests are out in batches without a bound on their replies, so no budget can be kept"
             )
             raise UserError(cause, where=self.spec.label, hint="run without a budget until they are back")
-        holds = {request.key: self.bill.worst(self.spec, request, "batch") for request in out}
+        holds = {request.key: self.bill.worst(self.spec, request, "batch") for request in self.book.waiting()}
         self.bill.out.put(self.book.home, holds)
 
     def _shard(self, left: Sequence[Request]) -> list[Request]:
@@ -167,18 +166,18 @@ class Batches:
         if state == "full" and size == 1:
             raise self._error(f"the provider's queue has no room for one request: {fault.message}", fault)
 
-    async def collect(self) -> tuple[int, bool]:
-        """Import what has ended and make good what a crash left in doubt: replies imported, and whether batches are out.
+    async def collect(self) -> None:
+        """Import what has ended and make good what a crash left in doubt.
 
         A batch older than `max_wait` is cancelled; what is then without a reply goes online.
         """
-        imported, wrong = 0, None
+        wrong = None
         living = self.book.living()
         if living:
             self._count_out()
         for batch in living:
             try:
-                imported += await self._look(batch)
+                await self._look(batch)
                 self._stumbles = 0
             except Fault as fault:
                 self._stumbles += 1
@@ -190,21 +189,21 @@ class Batches:
             raise wrong
         if living:
             self._count_out()
-        return imported, self.out()
 
-    async def _look(self, batch: Batch) -> int:
-        """Look how a batch stands; the replies imported."""
+    async def _look(self, batch: Batch) -> None:
+        """Look how a batch stands, and do what is to be done about it."""
         if batch.state == "prepared" and (batch := await self._recovered(batch)).state == "prepared":
-            return 0
+            return
         try:
             state, detail = await self.api.status(batch.remote)
             if state == "ended":
-                return await self._import(batch, detail)
+                await self._import(batch, detail)
+                return
         except Fault as fault:
             if fault.status != 404 or time.time() - batch.made_at < KEPT:
                 raise
             await self.book.end(batch.name, "failed", "its results are no longer kept")
-            return 0
+            return
         if state == "full":
             await self._refused(batch.name, batch.size, Full("stop", detail))
         elif state == "failed":
@@ -213,15 +212,19 @@ class Batches:
             raise self._error(f"batch {batch.remote} failed: {detail}", failed)
         elif self._late(batch.made_at) and batch.state != "cancelling":
             await self._cancel(batch)
-        return 0
 
     async def _recovered(self, batch: Batch) -> Batch:
-        """A batch that a crash or a lost answer left in doubt, found again or ended; or another process's, as it is."""
+        """A batch that a crash or a lost answer left in doubt, found again or ended.
+
+        As it is while it may still be on its way, or where another process has it.
+        """
         if batch.owner != self.book.ledger.owner and self.book.ledger.alive(batch.owner):
             return batch
         known = self.book.remotes()
         sought = Sought(batch.name, batch.made_at, batch.size, lambda key: self.book.has(batch.name, key), known)
         if (remote := await self.api.find(sought)) is None:
+            if time.time() - batch.made_at < self.api.settles:
+                return batch
             await self.book.end(batch.name, "failed", "it never arrived")
             return batch
         await self.book.submitted(batch.name, remote)
@@ -235,26 +238,24 @@ class Batches:
                 raise
         await self.book.cancelling(batch.name)
 
-    async def _import(self, batch: Batch, detail: str) -> int:
+    async def _import(self, batch: Batch, detail: str) -> None:
         """Store the results of a batch that has ended. Raises EndpointError, all stored, where one says that no request can succeed."""
-        lines = mine = count = 0
+        lines = mine = 0
         stop: Fault | None = None
         chunk: list[tuple[str, Raw | Fault]] = []
 
         async def take_in() -> None:
-            nonlocal mine, count, stop
-            known, news = await self.book.take_in(batch, self.spec.label, chunk)
+            nonlocal mine, stop
+            known, news = await self.book.take_in(batch, self.spec.label, chunk, self._read)
             chunk.clear()
             mine += known
-            for request, result, hold in news:
+            for request, result, hold, usage in news:
                 self.bill.out.back(self.book.home, request.key)
                 if isinstance(result, Fault):
                     stop = stop or (result if result.kind == "stop" else None)
                     self.bill.failed(result)
                 else:
-                    count += 1
-                    self._pay(request, result, hold)
-            await self.bill.write()
+                    self.bill.imported(self.spec, usage, hold)
 
         async with aclosing(self.api.results(batch.remote)) as results:
             async for result in results:
@@ -264,18 +265,17 @@ class Batches:
                     await take_in()
         await take_in()
         if lines and not mine and self.api.nameless and await self.book.mistaken(batch.name):
-            return 0
+            return
         await self.book.end(batch.name, "ended", detail or "the batch ended without it", tries=1)
         if stop is not None:
             raise self._error(stop.message, stop)
-        return count
 
-    def _pay(self, request: Request, raw: Raw, hold: Hold) -> None:
+    def _read(self, request: Request, raw: Raw, hold: Hold) -> tuple[Usage | None, Hold]:
         try:
             usage = self.spec.read(request, raw).usage
         except Rejected:
             usage = None
-        self.bill.imported(self.spec, usage, hold)
+        return usage, self.bill.cost_of(self.spec, usage, hold)
 
     def _error(self, cause: str, fault: Fault) -> EndpointError:
         return EndpointError(cause, where=self.spec.label, hint=fault.hint)

@@ -20,6 +20,7 @@ from kdgen.teachers.http import HOPELESS, checked, excerpt, fault
 from kdgen.teachers.responses import checked_response
 
 SLACK = 3600.0  # seconds by which the clocks of a provider and of this machine may differ
+SETTLES = 600.0  # a server may go on with what it was sent when the connection is gone
 JSON = {"content-type": "application/json"}
 
 
@@ -29,6 +30,7 @@ class OpenAIBatches:
     max_requests: ClassVar[int] = 50_000
     max_bytes: ClassVar[int] = 190_000_000
     nameless: ClassVar[bool] = False
+    settles: ClassVar[float] = SETTLES
 
     def __init__(self, client: Any, path: str, secret: str = "") -> None:
         """`client` is an AsyncOpenAI, `path` the endpoint of each request, as `/chat/completions`."""
@@ -131,6 +133,7 @@ class AnthropicBatches:
     max_requests: ClassVar[int] = 100_000
     max_bytes: ClassVar[int] = 240_000_000
     nameless: ClassVar[bool] = True
+    settles: ClassVar[float] = SETTLES
     path: ClassVar[str] = "/v1/messages/batches"
 
     def __init__(self, client: Any, secret: str = "") -> None:

@@ -11,16 +11,28 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from kdgen.teachers.base import Fault, Raw, Request
-from kdgen.teachers.bill import Hold
+from kdgen.teachers.base import Fault, Raw, Request, Usage
+from kdgen.teachers.budget import Hold
 from kdgen.teachers.calls import BATCH
 from kdgen.teachers.ledger import Ledger, add_spend, store
 
 DAY = 86400.0
 KEY = re.compile(r"[0-9a-f]{64}")
+
+
+class News(NamedTuple):
+    """What a result of a batch was, where nobody knew it before, and its reservation; `usage` of a reply that says it."""
+
+    request: Request
+    result: Raw | Fault
+    hold: Hold
+    usage: Usage | None = None
+
+
+Read = Callable[[Request, Raw, Hold], tuple[Usage | None, Hold]]
 
 
 class Batch(NamedTuple):
@@ -32,6 +44,7 @@ class Batch(NamedTuple):
     state: str
     made_at: float
     size: int
+    run: str
 
 
 class Item(NamedTuple):
@@ -66,18 +79,26 @@ class Book:
     def living(self) -> list[Batch]:
         """The batches that are not done with, whoever made them."""
         sql = (
-            "SELECT name, owner, remote, state, made_at, size FROM batches WHERE teacher=? "
+            "SELECT name, owner, remote, state, made_at, size, run FROM batches WHERE teacher=? "
             "AND state IN ('prepared', 'submitted', 'cancelling') ORDER BY made_at"
         )
         return [Batch(*row) for row in self.ledger.all(sql, self.home)]
 
     def waiting(self) -> list[Request]:
-        """The requests that are out."""
+        """The requests that this run has out; those of which it is not known whose they are count as its own."""
         sql = (
             "SELECT i.wire, i.request, i.nth, i.room FROM batch_items i JOIN batches b ON b.name=i.batch "
-            "WHERE b.teacher=? AND i.state='waiting' AND i.key NOT IN (SELECT key FROM calls)"
+            "WHERE b.teacher=? AND b.run IN ('', ?) AND i.state='waiting' AND i.key NOT IN (SELECT key FROM calls)"
         )
-        return [Request(*row) for row in self.ledger.all(sql, self.home)]
+        return [Request(*row) for row in self.ledger.all(sql, self.home, self.ledger.run)]
+
+    def endless(self, *, everyone: bool) -> int:
+        """How many requests are out without a bound on their replies: of this run, or of everyone."""
+        sql = (
+            "SELECT count(*) FROM batch_items i JOIN batches b ON b.name=i.batch "
+            "WHERE b.teacher=? AND (? OR b.run IN ('', ?)) AND i.state='waiting' AND i.room=0"
+        )
+        return int(self.ledger.one(sql, self.home, everyone, self.ledger.run)[0])
 
     def remotes(self) -> frozenset[str]:
         """The providers' ids of all batches of the ledger."""
@@ -116,8 +137,8 @@ class Book:
                 )
             if mine:
                 db.execute(
-                    "INSERT INTO batches (name, teacher, owner, state, made_at, size) VALUES (?,?,?,'prepared',?,?)",
-                    (name, self.home, self.ledger.owner, time.time(), len(mine)),
+                    "INSERT INTO batches (name, teacher, owner, state, made_at, size, run) VALUES (?,?,?,'prepared',?,?,?)",
+                    (name, self.home, self.ledger.owner, time.time(), len(mine), self.ledger.run),
                 )
             return mine, full
 
@@ -167,13 +188,16 @@ class Book:
         await self.ledger.transact(run)
 
     async def take_in(
-        self, batch: Batch, teacher: str, results: Sequence[tuple[str, Raw | Fault]]
-    ) -> tuple[int, list[tuple[Request, Raw | Fault, Hold]]]:
-        """Store results in one commit: how many are of this ledger, and those that are news, with their reservations."""
+        self, batch: Batch, teacher: str, results: Sequence[tuple[str, Raw | Fault]], read: Read
+    ) -> tuple[int, list[News]]:
+        """Store results and what they cost in one commit: how many are of this ledger, and those that are news.
 
-        def run(db: sqlite3.Connection) -> tuple[int, list[tuple[Request, Raw | Fault, Hold]]]:
+        `read` says what a reply used and what is to be counted for it, in which month.
+        """
+
+        def run(db: sqlite3.Connection) -> tuple[int, list[News]]:
             mine = 0
-            news: list[tuple[Request, Raw | Fault, Hold]] = []
+            news: list[News] = []
             for key, result in results:
                 sql = "SELECT wire, request, nth, room, tokens, usd, month FROM batch_items WHERE key=?"
                 row = db.execute(sql, (bytes.fromhex(key),)).fetchone() if KEY.fullmatch(key) else None
@@ -186,15 +210,19 @@ class Book:
                         result.kind in ("rate", "transient"),
                     )
                     if _free(db, batch.name, bytes.fromhex(key), state, tried, result.message):
-                        news.append((request, result, hold))
+                        news.append(News(request, result, hold))
                     continue
                 raw = result._replace(headers={**result.headers, BATCH: batch.remote})
-                if store(db, request, teacher, batch.made_at, raw):
+                if store(db, request, teacher, batch.made_at, raw, batch.run or self.ledger.run):
                     db.execute("DELETE FROM batch_items WHERE key=?", (bytes.fromhex(key),))
-                    news.append((request, raw, hold))
+                    usage, cost = read(request, raw, hold)
+                    if hold.month:
+                        add_spend(db, hold.month, -hold.tokens, -hold.usd)
+                    add_spend(db, cost.month, cost.tokens, cost.usd)
+                    news.append(News(request, raw, hold, usage))
             return mine, news
 
-        made: tuple[int, list[tuple[Request, Raw | Fault, Hold]]] = await self.ledger.transact(run)
+        made: tuple[int, list[News]] = await self.ledger.transact(run)
         return made
 
     async def _change(self, sql: str, *values: str) -> int:

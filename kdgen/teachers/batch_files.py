@@ -30,6 +30,7 @@ class BatchFiles:
     max_requests: ClassVar[int] = 1_000_000
     max_bytes: ClassVar[int] = 2_000_000_000
     nameless: ClassVar[bool] = False
+    settles: ClassVar[float] = 0.0
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kdgen.errors import BudgetReached, Pending, UserError
@@ -41,12 +42,14 @@ class Bill:
     """Counts of one run, over all its passes.
 
     `paid` is what this run paid; `used` is every reply that this pass used, paid now or earlier, at what it cost;
-    `lost_…` is what requests without a reply may have been billed at worst.
+    `lost_…` is what requests without a reply may have been billed at worst. `of_chain` tells what a run paid in all of
+    its invocations, where it may take several.
     """
 
     budget: Budget = field(default_factory=Budget)
     prices: Prices = PLAIN
     ledger: Ledger | None = None
+    of_chain: Callable[[], Hold] | None = None
     requests: int = 0
     failures: int = 0
     maybe_billed: int = 0
@@ -63,7 +66,6 @@ class Bill:
     _turns: list[asyncio.Future[None]] = field(default_factory=list)
     _unwritten: dict[str, tuple[int, float]] = field(default_factory=dict)
     _written: float = 0.0
-    _earlier: Hold = NOTHING
     _known: int = 0
 
     def check(self, spec: TeacherSpec, where: str) -> None:
@@ -81,7 +83,7 @@ class Bill:
         Raises BudgetReached where it could pass the cap however little the requests in flight and in batches cost,
         Pending where it depends on those in batches.
         """
-        if self.budget == Budget():
+        if not self.budget.capped:
             return NOTHING
         hold = self.worst(spec, request, "online")
         while True:
@@ -107,10 +109,10 @@ class Bill:
         """Set aside the most that `request` can cost in a batch; None where that depends on what batches cost that are out.
 
         Raises BudgetReached where it could pass the cap however little they cost. A month's cap is kept where the batch
-        is written down.
+        is written down; what is out counts there for every run, so it is told where this one has no budget, too.
         """
-        if self.budget == Budget():
-            return NOTHING
+        if not self.budget.capped:
+            return self.at_worst(spec, request, "batch")._replace(month=this_month())
         hold = self.worst(spec, request, "batch")
         if not self._fits(hold, held=True):
             if self._fits(hold, held=False):
@@ -133,7 +135,8 @@ class Bill:
         if price is None:
             self.check(spec, "")
         worst = price.worst(len(request.body), request.room) if price else 0.0
-        return Hold(len(request.body) + request.room, worst, this_month() if self.budget.monthly else "")
+        month = this_month() if self.budget.monthly or mode == "batch" else ""
+        return Hold(len(request.body) + request.room, worst, month)
 
     @property
     def month_caps(self) -> tuple[float, float]:
@@ -172,7 +175,8 @@ class Bill:
     @property
     def _used(self) -> tuple[int, float]:
         """What this run used for certain, or may have used."""
-        return self.tokens + self.lost_tokens + self._earlier.tokens, self.usd + self.lost_usd + self._earlier.usd
+        tokens, usd, _ = self.of_chain() if self.of_chain else Hold(self.tokens, self.usd)
+        return tokens + self.lost_tokens, usd + self.lost_usd
 
     def _spent(self) -> str:
         tokens, usd = self._used
@@ -234,9 +238,9 @@ class Bill:
             if lost is not NOTHING:
                 self._note(lost.tokens, lost.usd, hold.month or this_month())
 
-    def at_worst(self, spec: TeacherSpec, request: Request) -> Hold:
+    def at_worst(self, spec: TeacherSpec, request: Request, mode: Mode | None = None) -> Hold:
         """The most that `request` can have cost, as far as its bounds and its price are known."""
-        price = self.prices.of(spec)
+        price = self.prices.of(spec, mode)
         usd = price.worst(len(request.body), request.room) if price else 0.0
         return Hold(len(request.body) + request.room, usd)
 
@@ -245,19 +249,18 @@ class Bill:
         usd = self._paid(spec, reply.usage, "online")
         self.used.setdefault(spec.label, Sum()).add(reply.usage, usd)
 
-    def imported(self, spec: TeacherSpec, usage: Usage | None, hold: Hold) -> None:
-        """One reply of a batch was paid and stored; the next pass uses it. Without a usage, `hold` is its bill."""
-        self.imports += 1
-        if hold.month:
-            self._note(-hold.tokens, -hold.usd, hold.month)
+    def cost_of(self, spec: TeacherSpec, usage: Usage | None, hold: Hold) -> Hold:
+        """What a reply of a batch costs, in the month that had room for it. Without a usage, `hold` is its bill."""
+        month = hold.month or this_month()
         if usage is None:
-            self.unread(spec, hold)
-        else:
-            self._paid(spec, usage, "batch")
+            return hold._replace(month=month)
+        return Hold(usage.input + usage.output, cost(self.prices.of(spec, "batch"), usage), month)
 
-    def earlier(self, tokens: int, usd: float) -> None:
-        """Something that an earlier invocation of this run paid counts against its budget."""
-        self._earlier = Hold(self._earlier.tokens + tokens, self._earlier.usd + usd)
+    def imported(self, spec: TeacherSpec, usage: Usage | None, hold: Hold) -> None:
+        """One reply of a batch was paid, stored and counted for its month; the next pass uses it."""
+        self.imports += 1
+        usd = self.cost_of(spec, usage, hold).usd
+        self.paid.setdefault(spec.label, Sum()).add(usage or Usage(input=hold.tokens), usd)
 
     def _paid(self, spec: TeacherSpec, usage: Usage, mode: Mode) -> float:
         usd = cost(self.prices.of(spec, mode), usage)

@@ -26,7 +26,7 @@ class Budget(Frozen):
 
     @model_validator(mode="after")
     def _has_a_cap(self) -> Budget:
-        if self.publish and not (self.of_run or self.monthly):
+        if self.publish and not self.capped:
             raise PydanticCustomError("no_cap", "there is no cap at which to publish", {"hint": "budget: {usd: 1}"})
         return self
 
@@ -39,6 +39,11 @@ class Budget(Frozen):
     def of_run(self) -> bool:
         """Whether a run has a cap."""
         return self.usd is not None or self.tokens is not None
+
+    @property
+    def capped(self) -> bool:
+        """Whether there is any cap."""
+        return self.of_run or self.monthly
 
     @property
     def in_usd(self) -> bool:

@@ -252,8 +252,7 @@ class Dispatch:
     async def _fly(self, wire: Wire, request: Request, hold: Hold) -> Raw:
         self.bill.sent()
         try:
-            async with self.halt.flight(self.spec.timeout):
-                raw = await wire.send(request)
+            raw = await self.halt.flight(wire.send(request), self.spec.timeout)
         except KdgenError:
             self._lost(request, Fault("transient", "cut off", billed=True), hold)
             self.halt.check()

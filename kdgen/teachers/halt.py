@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from kdgen.errors import KdgenError
+
+T = TypeVar("T")
 
 
 class Halt:
@@ -61,14 +63,13 @@ class Halt:
             self._parked.discard(turn)
         self.check()
 
-    @asynccontextmanager
-    async def flight(self, seconds: float) -> AsyncIterator[None]:
-        """A request in flight for at most `seconds`. Raises TimeoutError, or the reason of a halt."""
+    async def flight(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        """The result of `work`, a request in flight for at most `seconds`. Raises TimeoutError, or the reason of a halt."""
         try:
             async with asyncio.timeout(seconds) as scope:
                 self._flights.add(scope)
                 try:
-                    yield
+                    return await work
                 finally:
                     self._flights.discard(scope)
         except TimeoutError:

@@ -48,6 +48,7 @@ class HttpWire:
             headers={"content-type": "application/json", "user-agent": "kdgen", **headers},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
             auto_decompress=True,
+            cookie_jar=aiohttp.DummyCookieJar(),  # what one reply sets must not be sent with another request
         )
 
     async def send(self, request: Request) -> Raw:

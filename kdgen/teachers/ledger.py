@@ -41,12 +41,16 @@ CREATE TABLE IF NOT EXISTS batch_items (
   key BLOB PRIMARY KEY, batch TEXT NOT NULL, wire TEXT NOT NULL, nth INTEGER NOT NULL, request BLOB NOT NULL,
   state TEXT NOT NULL, tries INTEGER NOT NULL, detail TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS spend (month TEXT PRIMARY KEY, tokens INTEGER NOT NULL, usd REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS chains (recipe TEXT PRIMARY KEY, mark INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS parts (id INTEGER PRIMARY KEY, run TEXT NOT NULL, key BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS parts_of_run ON parts (run);
+CREATE TABLE IF NOT EXISTS lost (run TEXT PRIMARY KEY, tokens INTEGER NOT NULL, usd REAL NOT NULL);
 """
 CLAIM = "INSERT OR IGNORE INTO claims SELECT ?,?,? WHERE NOT EXISTS (SELECT 1 FROM calls WHERE key=?)"
-# What the items of batches have besides: the room of a reply, and what is reserved for it, in which month.
-NUMBERS = ("room INTEGER", "tokens INTEGER", "usd REAL")
-ADDED = (*(f"{column} NOT NULL DEFAULT 0" for column in NUMBERS), "month TEXT NOT NULL DEFAULT ''")
+# What a batch has besides: the run that made it; and its items: a reply's room, and what is reserved in which month.
+ADDED = [
+    f"batch_items ADD COLUMN {column} NOT NULL DEFAULT 0" for column in ("room INTEGER", "tokens INTEGER", "usd REAL")
+]
+ADDED += [f"{column} TEXT NOT NULL DEFAULT ''" for column in ("batch_items ADD COLUMN month", "batches ADD COLUMN run")]
 POLL, PATIENCE = 0.05, 60.0
 GATHER = 0.008  # a commit costs as much as twenty rows of it, so it waits for a few
 
@@ -67,6 +71,7 @@ class Ledger:
         self._lives = Owner(path)
         self.owner = self._lives.name
         self.orphans = 0
+        self.run = ""  # the run that pays, where it may take several invocations (see `chain`)
         self._ops: queue.SimpleQueue[_Op | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         try:
@@ -122,7 +127,7 @@ class Ledger:
             )
             for column in ADDED:
                 with suppress(sqlite3.OperationalError):  # it is there
-                    connection.execute(f"ALTER TABLE batch_items ADD COLUMN {column}")
+                    connection.execute(f"ALTER TABLE {column}")
         except BaseException:
             connection.close()
             raise
@@ -175,7 +180,7 @@ class Ledger:
 
     def settle(self, request: Request, teacher: str, sent_at: float, raw: Raw) -> asyncio.Future[Any]:
         """Store the reply and free the claim, in one commit, which no cancellation stops. Await it: then it is on disk."""
-        return self.transact(lambda db: store(db, request, teacher, sent_at, raw))
+        return self.transact(lambda db: store(db, request, teacher, sent_at, raw, self.run))
 
     def free(self, request: Request) -> asyncio.Future[Any]:
         """Give a claim back unanswered, which no cancellation stops."""
@@ -301,12 +306,14 @@ def add_spend(
     return True
 
 
-def store(db: sqlite3.Connection, request: Request, teacher: str, sent_at: float, raw: Raw) -> bool:
-    """Store a reply and free its claim, inside a commit; whether the reply was new."""
+def store(db: sqlite3.Connection, request: Request, teacher: str, sent_at: float, raw: Raw, run: str) -> bool:
+    """Store a reply, paid by `run` if that is told, and free its claim, inside a commit; whether the reply was new."""
     key, headers = bytes.fromhex(request.key), orjson.dumps(raw.headers).decode()
     row = (key, request.wire, request.nth, request.body, raw.body, headers, teacher, sent_at, time.time())
     stored = db.execute("INSERT OR IGNORE INTO calls VALUES (?,?,?,?,?,?,?,?,?)", row)
     db.execute("DELETE FROM claims WHERE key=?", (key,))
+    if run and stored.rowcount > 0:
+        db.execute("INSERT INTO parts (run, key) VALUES (?,?)", (run, key))
     return stored.rowcount > 0
 
 

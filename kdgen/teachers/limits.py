@@ -39,17 +39,17 @@ class Gate:
 
     async def enter(self, *, first: bool = False) -> None:
         """Take a place, once one is free; `first` goes before all that wait."""
-        while self.busy >= self.limit:
-            turn: Future[None] = get_running_loop().create_future()
-            (self._waiting.appendleft if first else self._waiting.append)(turn)
-            try:
-                await turn
-            except CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._wake()
-                raise
-        self.busy += 1
-        self.peak = max(self.peak, self.busy)
+        if self.busy < self.limit:
+            self._take()
+            return
+        turn: Future[None] = get_running_loop().create_future()
+        (self._waiting.appendleft if first else self._waiting.append)(turn)
+        try:
+            await turn
+        except CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave()
+            raise
 
     def leave(self) -> None:
         """Give a place back."""
@@ -61,13 +61,17 @@ class Gate:
         self.limit = limit
         self._wake()
 
+    def _take(self) -> None:
+        self.busy += 1
+        self.peak = max(self.peak, self.busy)
+
     def _wake(self) -> None:
-        free = self.limit - self.busy
-        while free > 0 and self._waiting:
+        # A place is handed over here, not when its new owner wakes: else each that leaves meanwhile would wake another.
+        while self.busy < self.limit and self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
+                self._take()
                 turn.set_result(None)
-                free -= 1
 
 
 class Concurrency(Gate):

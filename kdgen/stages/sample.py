@@ -1,0 +1,179 @@
+"""Labeling by several draws: rejection sampling, self-consistency, best-of-n, traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from kdgen.errors import Rejected
+from kdgen.parse import bare, final_answer, same_answer, split_answer, split_thinking
+from kdgen.prompts import Prompt, PromptFile
+from kdgen.record import Record, Row
+from kdgen.stages.answer import TASK, asked_of, task_variables
+from kdgen.stages.base import Ask, Stage, bad_stage, gathered
+from kdgen.teachers.base import Reply
+
+
+class Grade(BaseModel):
+    """A judge's grade of one answer, its reason first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str
+    score: int = Field(ge=1, le=10)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One draw: its replies, and what was read from them."""
+
+    number: int
+    reply: Reply
+    reasoning: str
+    output: str
+    answer: str
+    grade: Reply | None = None
+    score: int = 0
+
+
+class Sample(Stage):
+    """Label a task `n` times and keep the `keep` best: D = {x, y | x ~ X, y ~ p_T(y | I ⊕ c ⊕ x)} (Xu et al., Eq. 3), filtered.
+
+    `pick` says which are good. `gold`: those whose final answer is the record's (rejection sampling; Fine-tune-CoT, arXiv
+    2212.10071; RFT, arXiv 2308.01825). `vote`: those of the answer that most draws give, at least `least_share` of
+    them (self-consistency, arXiv 2203.11171). `judge`: those that a judge grades highest, at least `least_score`
+    (best-of-n). `all`: every draw (traces; OpenThoughts, arXiv 2506.04178, takes 16 a question). Of what is as good,
+    the earlier draw is kept; each draw that is not is a reject with its reason. `reasons` keeps none without reasoning.
+    """
+
+    stage: Literal["label"] = "label"
+    method: Literal["sample"] = "sample"
+    prompt: PromptFile
+    n: int = Field(4, ge=1, le=1024)
+    pick: Literal["all", "gold", "vote", "judge"] = "vote"
+    keep: int | None = Field(None, ge=1)
+    reasons: bool = False
+    least_share: float = Field(0.5, ge=0, le=1)
+    least_score: int = Field(1, ge=1, le=10)
+    grade: PromptFile | None = None
+    judge: str = "teacher"
+
+    gives: ClassVar[dict[str, frozenset[str]]] = {
+        "prompt": TASK,
+        "grade": frozenset({"instruction", "input", "system", "output", "gold"}),
+    }
+
+    @property
+    def roles(self) -> set[str]:
+        """The teacher, and the judge where there is one."""
+        return {self.to, self.judge} if self.pick == "judge" else {self.to}
+
+    @property
+    def validates(self) -> set[str]:
+        """The judge, whose grade has a schema."""
+        return {self.judge} if self.pick == "judge" else set()
+
+    def check(self, where: str) -> None:
+        """A judge needs its prompt, and what belongs to one way to pick has no effect on another."""
+        super().check(where)
+        if (self.pick == "judge") != (self.grade is not None):
+            raise bad_stage("a judge and its prompt go together", f"{where}.grade", "pick: judge, grade: label/grade")
+        owners = {"least_share": "vote", "least_score": "judge", "judge": "judge"}
+        for field, owner in owners.items():
+            if field in self.model_fields_set and self.pick != owner:
+                raise bad_stage(f"{field} has no effect on pick: {self.pick}", f"{where}.{field}", f"pick: {owner}")
+        if self.keep is not None and self.keep > self.n:
+            raise bad_stage(f"{self.keep} of {self.n} draws cannot be kept", f"{where}.keep", f"n: {self.keep}")
+
+    async def run(self, job: Record, ask: Ask) -> list[Row]:
+        """`n` calls at once, with a judge one more for each."""
+        gold = final_answer(job.output) if job.output else ""
+        if self.pick == "gold" and not gold:
+            raise Rejected("no_gold", "the record has no answer to compare with")
+        asks = [ask.fork() for _ in range(self.n)]
+        found = await gathered([self._draw(job, each, number) for number, each in enumerate(asks)])
+        ask.calls += [call for each in asks for call in each.calls]
+        drawn = [each for each in found if isinstance(each, Drawn)]
+        meta, fates = self._judged(drawn, gold)
+        good = sorted((each for each in drawn if each.number not in fates), key=lambda each: -each.score)
+        for each in good[self.keep or self.n :]:
+            fates[each.number] = ("over_keep", f"{self.keep} draws were as good or better")
+        rows: list[Row] = []
+        for came, own in zip(found, asks, strict=True):
+            if isinstance(came, Rejected):
+                lost = job.model_copy(update={"calls": (*job.calls, *own.calls)})
+                rows.append(lost.rejected(self.name, came.reason, came.detail))
+                continue
+            row = self._row(job, came, gold, {**meta, "nth": came.number})
+            rows.append(row.rejected(self.name, *fates[came.number]) if came.number in fates else row)
+        return rows
+
+    def _row(self, job: Record, drawn: Drawn, gold: str, meta: dict[str, JsonValue]) -> Record:
+        if gold:
+            meta = {**meta, "gold": gold, "agrees": same_answer(drawn.answer, gold)}
+        if drawn.grade:
+            meta = {**meta, "score": drawn.score, "judge": drawn.grade.teacher}
+        content = {"output": drawn.output, "reasoning": drawn.reasoning, "finish": drawn.reply.finish}
+        replies = [drawn.grade, drawn.reply] if drawn.grade else [drawn.reply]
+        return self.child(job, *replies, writes=("output",), meta=meta, **asked_of(job), **content)
+
+    async def _draw(self, job: Record, ask: Ask, number: int) -> Drawn:
+        reply = await ask(self.prompt, nth=number, history=job.history, **task_variables(job))
+        thinking, text = split_thinking(reply.text)
+        if not text:
+            raise Rejected("empty_answer", f"finish: {reply.finish}")
+        rationale, answer = split_answer(text)
+        thought, reasoned = reply.reasoning or thinking, bool(answer and rationale)
+        drawn = Drawn(
+            number=number,
+            reply=reply,
+            reasoning=thought or (rationale if reasoned else ""),
+            output=text if thought or not reasoned else answer,
+            answer=bare(answer or final_answer(text)),
+        )
+        if self.reasons and not drawn.reasoning:
+            raise Rejected("no_reasoning", text[:200])
+        if not self.grade:
+            return drawn
+        shown: dict[str, Any] = {"instruction": job.task or job.text, "input": "", "system": job.system}
+        said = f"{drawn.reasoning}\n\n{drawn.output}" if reasoned and not thought else drawn.output
+        grade = await ask(self.grade, to=self.judge, nth=number, schema=Grade, output=said, gold=job.output, **shown)
+        score = Grade.model_validate_json(grade.text).score
+        return Drawn(number, reply, drawn.reasoning, drawn.output, drawn.answer, grade, score)
+
+    def _judged(self, drawn: Sequence[Drawn], gold: str) -> tuple[dict[str, JsonValue], dict[int, tuple[str, str]]]:
+        """What all rows are told, and why some draws are not good, by number."""
+        if self.pick == "gold":
+            wrong = (each for each in drawn if not same_answer(each.answer, gold))
+            return {}, {
+                each.number: ("disagrees_with_gold", f"{each.answer[:100]} is not {gold[:100]}") for each in wrong
+            }
+        if self.pick == "judge":
+            low = (each for each in drawn if each.score < self.least_score)
+            return {}, {each.number: ("low_score", f"{each.score}, {self.least_score} is the least") for each in low}
+        if self.pick == "all" or not drawn:
+            return {}, {}
+        camps: list[list[Drawn]] = []
+        for each in drawn:
+            camp = next((camp for camp in camps if same_answer(camp[0].answer, each.answer)), None)
+            if camp is None:
+                camps.append([each])
+            else:
+                camp.append(each)
+        most = max(camps, key=len)
+        votes, share = len(most), len(most) / self.n
+        if share < self.least_share:
+            detail = f"{votes} of {self.n} draws agree, a share of {self.least_share:g} is the least"
+            return {}, {each.number: ("no_majority", detail) for each in drawn}
+        kept = {each.number for each in most}
+        lost = {each.number: ("outvoted", f"{each.answer[:100]} by {votes} of {self.n}") for each in drawn}
+        return {"votes": votes, "share": round(share, 4)}, {n: fate for n, fate in lost.items() if n not in kept}
+
+    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
+        """A grade, or an answer with its reasons; of a vote, the same answer each time."""
+        if prompt == self.grade:
+            return Grade(reason=words(15), score=8).model_dump_json()
+        return f"{words(0)}\nAnswer: {'it is so' if self.pick == 'vote' else words(2)}"
