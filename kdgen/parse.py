@@ -16,6 +16,9 @@ HEADING = re.compile(
 THINK = re.compile(r"\A\s*<(think|thinking|reasoning)>(.*?)(?:</\1>|\Z)\s*", re.S | re.I)
 ANSWER = re.compile(r"^[ \t>*_#]*(?:final[ \t]+)?answer[ \t*_]*(?::|is\b)[ \t*_]*", re.I | re.M)
 FENCE = re.compile(r"\A```[\w-]*\n(.*?)\n?```\Z", re.S)
+LEAD_IN = re.compile(
+    r"\A(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,20}\s+)?(?:here\b|this is\b)[^\n]{0,80}:[ \t*]*\n\s*", re.I
+)
 QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
@@ -87,6 +90,11 @@ def bare(text: str) -> str:
     if len(text) > 1 and QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1] and text[-1] not in text[1:-1]:
         text = text[1:-1].strip()
     return text
+
+
+def alone(text: str) -> str:
+    """A text without the line that announces it ("Here is the new task:") and what `bare` takes away."""
+    return bare(LEAD_IN.sub("", bare(text), count=1))
 
 
 def words(text: str) -> list[str]:

@@ -184,3 +184,61 @@ def test_two_parents_and_a_pair_asked_again_only_where_it_drew_the_new_seed(
     write_seeds(tmp_path / "s.jsonl", [*seeds, {"id": "new", "instruction": "Plan one more day."}])
     more = json.loads(kdgen(*asked, *changed).out)
     assert 0 < more["requests"]["sent"] <= 16, "2 of 21 seeds are drawn, so about 3 of 32 pairs change"
+
+
+def scored(first: int, second: int) -> str:
+    return json.dumps({"reason": "So.", "first": first, "second": second})
+
+
+HARD = [{"id": name, "instruction": f"Explain the {name} matter.", "kind": name} for name in ("easy", "hard", "odd")]
+
+
+def test_a_task_is_hard_where_the_student_falls_behind_in_both_orders(
+    kdgen: Kdgen, script: Script, tmp_path: Path
+) -> None:
+    write_seeds(tmp_path / "s.jsonl", HARD)
+    teacher = script(
+        {"regex": "referee(?s:.)*no answer", "reply": scored(5, 5)},
+        {"regex": "referee(?s:.)*easy(?s:.)*First answer:\nGOOD", "reply": scored(8, 5)},
+        {"regex": "referee(?s:.)*easy(?s:.)*First answer:\nPOOR", "reply": scored(8, 5)},
+        {"regex": "referee(?s:.)*First answer:\nGOOD", "reply": scored(9, 3)},
+        {"regex": "referee(?s:.)*First answer:\nPOOR", "reply": scored(4, 8)},
+        {"contains": "numbered", "reply": "2. Explain {digest} in all detail"},
+        "GOOD",
+    )
+    student = script({"contains": "odd", "refusal": "No."}, "POOR", name="student")
+    changed = sets("stages.1.rounds=1", "stages.1.calls=2", "stages.1.novelty=null", "target=null", "dedupe=[]")
+    asked = ("expand", "s.jsonl", "-m", "hard-cases", "-t", teacher, "-t", f"student={student}", *changed)
+    said = kdgen(*asked, "-q", "-o", "out")
+    assert said.code == 0, said.err
+    made = rows(tmp_path / "out")
+    assert len(made) == 2 and all(row["seeds"] == ["hard"] and row["output"] == "GOOD" for row in made)
+    lost = {row["id"]: (row["reason"], row["detail"]) for row in rows(tmp_path / "out", "rejects.jsonl")}
+    assert lost["easy"] == ("not_hard", "teacher 6.5, student 6.5"), "what stands first gains nothing by it"
+    assert lost["odd"] == ("not_hard", "teacher 5, student 5")
+
+    assert kdgen(*asked, *sets("stages.0.gap=0"), "-q", "-o", "all").code == 0
+    assert {seed for row in rows(tmp_path / "all") for seed in row["seeds"]} == {"easy", "hard", "odd"}
+
+
+def test_a_text_between_two_classes_is_labelled_unseen(kdgen: Kdgen, script: Script, tmp_path: Path) -> None:
+    seeds = [
+        {
+            "id": f"{kind}{number}",
+            "instruction": "Is it good or bad?",
+            "input": f"It was {kind}, {number}.",
+            "output": kind,
+        }
+        for kind in ("good", "bad")
+        for number in range(4)
+    ]
+    write_seeds(tmp_path / "s.jsonl", seeds)
+    teacher = script({"contains": "Write a new text", "reply": "Well, {digest} but {digest}."}, "good")
+    changed = sets("stages.0.rounds=1", "target=null", "dedupe=[]")
+    assert kdgen("expand", "s.jsonl", "-m", "boundary", "-t", teacher, *changed, "-q", "-o", "out").code == 0
+    made = rows(tmp_path / "out")
+    assert len(made) == 32 and {row["output"] for row in made} == {"good"}
+    assert {row["meta"]["group"] for row in made} == {"good", "bad"}, "what was mixed is kept beside the label"
+    for row in made:
+        assert sorted(seed[:-1] for seed in row["seeds"]) == ["bad", "bad", "good", "good"]
+        assert row["instruction"] == "Is it good or bad?" and row["meta"]["banks"]["share"]

@@ -25,6 +25,7 @@ from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
+from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
@@ -61,6 +62,7 @@ RULES = [
     {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
     {"contains": '"variants"', "reply": '{"variants": ["say {digest}", "tell {digest}"]}'},
+    {"contains": "referee", "reply": '{"reason": "x", "first": 7, "second": 2}'},
     {"contains": "as well", "reply": '{"verdict": "same"}'},
     {"contains": "JSON", "reply": '{"verdict": "different"}'},
     {
@@ -98,6 +100,8 @@ TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teache
 DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
 SAY = {"stage": "expand", "method": "paraphrase", "prompt": "expand/paraphrase", "k": 2}
 PARAPHRASE = {"stages": [{**SAY, "compare": "expand/paraphrase/compare"}]}
+JUDGED = {"answer": "label/answer", "score": "expand/hard-cases/score", "student": "teacher", "gap": 0}
+HARD = {"stages": [{"stage": "expand", "method": "hard-cases", **JUDGED}]}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
 EXPAND = {
     "stages": [
@@ -335,6 +339,22 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "verify": S + "verify=curate/verify",
             "compare": S + "compare=expand/evol/equal",
             "judge": S + "judge=nobody",
+        },
+    ),
+    (
+        HardCases,
+        HARD,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "answer": S + "answer=label/rationale",
+            "score": S + "score=expand/evol/equal",
+            "student": S + "student=nobody",
+            "judge": S + "judge=nobody",
+            "gap": S + "gap=9",
+            "swap": S + "swap=false",
+            "existing": S + "existing=keep",
         },
     ),
     (

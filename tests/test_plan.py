@@ -64,6 +64,7 @@ def test_a_plan_and_its_bill(tmp_path: Path, plan: Callable[..., dict[str, Any]]
 GOLDEN = Path(__file__).parent / "golden"
 OTHER_SEEDS = {
     "curate/by-label": "curate/by-label.plan.jsonl",
+    "expand/boundary": "expand/boundary.seeds.jsonl",
     "expand/paraphrase-labelled": "expand/paraphrase-labelled.plan.jsonl",
 }
 

@@ -11,6 +11,7 @@ from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
+from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
@@ -32,6 +33,7 @@ AnyStage = Annotated[
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
+    | Annotated[HardCases, Tag("expand/hard-cases")]
     | Annotated[Write, Tag("curate/write")]
     | Annotated[Branch, Tag("curate/branch")]
     | Annotated[Cite, Tag("curate/cite")]
@@ -47,6 +49,7 @@ METHODS = (
     "expand/self-instruct",
     "expand/evol",
     "expand/paraphrase",
+    "expand/hard-cases",
     "curate/write",
     "curate/branch",
     "curate/cite",

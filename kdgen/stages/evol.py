@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kdgen.errors import Rejected
-from kdgen.parse import bare, split_thinking, terms
+from kdgen.parse import alone, split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
@@ -111,7 +111,7 @@ class Evol(Stage):
     async def _evolve(self, current: Record, operation: str, number: int, ask: Ask) -> Record:
         # A follow-up means nothing without its conversation: it is evolved, answered and kept with what was said before.
         evolved = await ask(self.operations[operation], history=current.history, instruction=current.task)
-        task = bare(split_thinking(evolved.text)[1])
+        task = alone(split_thinking(evolved.text)[1])
         if not terms(task):
             raise Rejected("empty_task", task)
         if LEAK.search(task) and not LEAK.search(current.task):

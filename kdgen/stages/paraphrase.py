@@ -45,7 +45,7 @@ class Paraphrase(Stage):
     judge: str = "teacher"
 
     gives: ClassVar[dict[str, frozenset[str]]] = {
-        "prompt": TASK | {"original", "answer", "count"},
+        "prompt": TASK | {"original", "output", "count"},
         "verify": frozenset({"instruction", "input"}),
         "compare": frozenset({"first", "second", "output"}),
     }
@@ -145,5 +145,5 @@ class Paraphrase(Stage):
         if prompt == self.verify:
             return Label(label=str(variables[self.field]).rpartition(MARK)[2][::-1]).model_dump_json()
         return Variants(
-            variants=[f"{words(20)}{MARK}{variables['answer'][::-1]}" for _ in range(self.k)]
+            variants=[f"{words(20)}{MARK}{variables['output'][::-1]}" for _ in range(self.k)]
         ).model_dump_json()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, JsonValue
 
 from kdgen.errors import Rejected, UserError
-from kdgen.parse import bare, labelled, numbered, split_thinking, terms
+from kdgen.parse import alone, bare, labelled, numbered, split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row, pick
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, bad_stage
@@ -177,7 +177,7 @@ class SelfInstruct(PoolStage):
             return [{"instruction": bare(RENUMBERED.sub("", item).strip("*").strip())} for item in numbered(reply.text)]
         if self.form == "pairs":
             return [_pair(found) for found in labelled(reply.text, PARTS)]
-        text = bare(HEADED.sub("", bare(split_thinking(reply.text)[1])))
+        text = bare(HEADED.sub("", alone(split_thinking(reply.text)[1])))
         if not terms(text):
             raise Rejected("empty_task", f"finish: {reply.finish}")
         if self.form == "task":
