@@ -73,9 +73,9 @@ class HardCases(Stage):
         if not terms(output):
             raise Rejected("empty_answer", f"finish: {finish}")
         said = await self._student(job, asked, ask)
-        scores = [await self._scores(output, said, asked, ask)]
+        scores = [await self._scores(output, said, asked, ask, ahead="first")]
         if self.swap:
-            scores.append((await self._scores(said, output, asked, ask))[::-1])
+            scores.append((await self._scores(said, output, asked, ask, ahead="second"))[::-1])
         teacher, student = (sum(side) / len(scores) for side in zip(*scores, strict=True))
         if teacher - student < self.gap:
             lost = job.model_copy(update={"output": output, "calls": (*job.calls, *dict.fromkeys(ask.calls))})
@@ -103,16 +103,18 @@ class HardCases(Stage):
             return "(no answer)"
         return split_thinking(reply.text)[1] or "(no answer)"
 
-    async def _scores(self, first: str, second: str, asked: dict[str, Any], ask: Ask) -> tuple[int, int]:
-        reply = await ask(self.score, to=self.judge, schema=Scores, first=first, second=second, **asked)
+    async def _scores(self, first: str, second: str, asked: dict[str, Any], ask: Ask, *, ahead: str) -> tuple[int, int]:
+        shown = {**asked, "first": first, "second": second, "ahead": ahead}
+        reply = await ask(self.score, to=self.judge, schema=Scores, **shown)
         scores = Scores.model_validate_json(reply.text)
         return scores.first, scores.second
 
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
-        """An answer, or scores by which the task is as hard as can be, whichever answer stands first."""
+        """An answer, or scores by which the task is as hard as can be, wherever the teacher's answer stands."""
         if prompt != self.score:
             return words(0)
-        return Scores(reason=words(20), first=MOST, second=1).model_dump_json()
+        other = "second" if variables["ahead"] == "first" else "first"
+        return Scores.model_validate({"reason": words(20), variables["ahead"]: MOST, other: 1}).model_dump_json()
 
 
 def _of(job: Record) -> str:

@@ -80,7 +80,7 @@ class Paraphrase(Stage):
             history=job.history,
             schema=Variants,
             original=original,
-            answer=job.output,
+            output=job.output,
             count=self.k,
             **task_variables(job),
         )
