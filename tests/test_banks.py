@@ -118,4 +118,4 @@ def test_a_bad_bank_says_where(tmp_path: Path, text: str, line: int, cause: str)
 @pytest.mark.parametrize("name", sorted(builtins("banks")))
 def test_the_banks_that_ship(name: str) -> None:
     bank = load_bank(builtins("banks")[name])
-    assert isinstance(bank, Bank) and len(bank.entries) >= 8 and "MIT" in bank.source
+    assert isinstance(bank, Bank) and len(bank.entries) >= 3 and "MIT" in bank.source
