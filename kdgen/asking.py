@@ -41,8 +41,7 @@ class Question:
 
     def call(self, params: Params, more: Sequence[dict[str, str]] = ()) -> Call:
         """The call that asks it; `more` are messages of a repair."""
-        shape = self.schema.model_json_schema() if self.schema else None
-        return Call([*self.messages, *more], params, shape, self.nth)
+        return Call([*self.messages, *more], params, _shape(self.schema), self.nth)
 
 
 @dataclass
@@ -93,6 +92,7 @@ class Desk:
             except UserError as error:
                 self.halt.set(error)
                 raise
+            self.notices += [note for note in self.teachers[each].spec.notes() if note not in self.notices]
         self._ready.update(later)
 
     async def complete(self, step: Step, role: str, question: Question, request: Request) -> Reply:
@@ -262,6 +262,11 @@ def _empty(
     """Whether a prompt asks nothing of its own, or shows none of what it declares."""
     asks = sum(message["role"] == "user" for message in messages) > sum(turn.role == "user" for turn in history)
     return not asks or bool(prompt.variables and not any(variables.get(name) for name in prompt.variables))
+
+
+@functools.lru_cache(64)
+def _shape(schema: type[BaseModel] | None) -> dict[str, Any] | None:
+    return schema.model_json_schema() if schema else None
 
 
 def _valid(schema: type[BaseModel] | None, check: Check | None) -> Check | None:

@@ -82,7 +82,7 @@ EXAMPLES = {"stages": [{**WRITE["stages"][0], "makes": "input", "verify": "curat
 BRANCH = {"stages": [{"stage": "curate", "method": "branch", "prompt": "curate/branch", "ask_for": 2}, ANSWERED]}
 SAMPLE = {"stages": [{"stage": "label", "method": "sample", "prompt": "label/brief", "n": 3, "pick": "all"}]}
 VOTED = {"stages": [{**SAMPLE["stages"][0], "prompt": "label/rationale", "pick": "vote", "least_share": 0.1}]}
-JUDGED = {"stages": [{**SAMPLE["stages"][0], "pick": "judge", "grade": "label/grade"}]}
+BEST = {"stages": [{**SAMPLE["stages"][0], "pick": "judge", "grade": "label/grade"}]}
 ASKED = {"path": "s.jsonl", "map": {"instruction": "instruction", "text": "instruction"}}
 CITE: dict[str, Any] = {
     "stages": [{"stage": "curate", "method": "cite", "prompt": "curate/cited"}],
@@ -186,7 +186,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     (Sample, VOTED, {"least_share": S + "least_share=1"}),
     (
         Sample,
-        JUDGED,
+        BEST,
         {"least_score": S + "least_score=9", "grade": S + "grade=curate/verify", "judge": S + "judge=nobody"},
     ),
     (

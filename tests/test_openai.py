@@ -5,19 +5,63 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
-from server import Answer, Server, chat
+from server import ACK, Answer, Server, chat, write_seeds
 
 from kdgen.errors import Rejected, UserError
 from kdgen.teachers import models, models_table
+from kdgen.teachers.anthropic import Anthropic
 from kdgen.teachers.base import Call, Fault, Params, Reply, Request, TeacherSpec
 from kdgen.teachers.openai import OpenAI
 from kdgen.teachers.responses import strict_schema
+
+
+class Reasoned(BaseModel):
+    reasoning: str
+    answer: str
+
+
+@pytest.mark.parametrize("spec", [OpenAI(model="gpt-6-luna"), OpenAI(model="m", base_url="http://127.0.0.1:9/v1"),
+                                  OpenAI(model="gpt-6-luna", api="responses"), Anthropic(model="claude-x")])  # fmt: skip
+def test_a_schema_keeps_the_order_of_its_fields(spec: TeacherSpec) -> None:
+    """A model writes them in that order, and what reasons stands first; the request's own keys are sorted."""
+    call = Call([{"role": "user", "content": "hi"}], Params(), Reasoned.model_json_schema())
+    body = spec.request(call).body
+    found = [at for at in (body.find(b'"reasoning":{"'), body.find(b'"answer":{"')) if at >= 0]
+    assert len(found) == 2 and found == sorted(found)
+    assert list(json.loads(body)) == sorted(json.loads(body))
+
+
+def test_a_variable_that_sends_requests_elsewhere_is_told(
+    kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gateways are set so; what they may hide is where the money and the key go."""
+    write_seeds(tmp_path / "s.jsonl", [{"instruction": "Say so."}])
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    asked = ("label", "s.jsonl", "-t", "openai:Qwen3-8B", *ACK, "--ledger", "l.db", "-q", "--json")
+    with Server(lambda body, seen: Answer("So.")) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("://", "://me:secret@"))
+        wrong = kdgen(*asked)
+        assert wrong.code == 2 and "OPENAI_BASE_URL: it holds a user name or a password" in wrong.err
+        assert "secret" not in wrong.err and not server.bodies
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        said = kdgen(*asked)
+        assert said.code == 0, said.err
+        (told,) = json.loads(said.out)["notices"]
+    assert told == "OPENAI_BASE_URL sends openai:MODEL to 127.0.0.1; prices and terms are counted as openai's own"
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.openai.com/v1/")
+    assert json.loads(kdgen(*asked).out)["notices"] == [], "what is in the ledger is sent nowhere"
+    assert OpenAI(model="m").notes() == [] and OpenAI(model="m", base_url="http://127.0.0.1:9/v1").notes() == []
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-none")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://[gate")
+    with pytest.raises(UserError, match=r"ANTHROPIC_BASE_URL: .* is not a URL"):
+        Anthropic(model="claude-x").ready()
+
 
 KEY = "sk-planted-91c4e07ab35d42f8"
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a fjord?"}]

@@ -13,10 +13,11 @@ from kdgen.errors import UserError
 from kdgen.record import Frozen
 from kdgen.teachers import models_table
 from kdgen.teachers.base import BatchApi, Call, Finish, Params, Raw, Reply, Request, TeacherSpec, Usage, Wire
+from kdgen.teachers.calls import dumped
 from kdgen.teachers.chat import MALFORMED, count_of, malformed, table_of, text_of
 from kdgen.teachers.keys import EnvName, check_key, guarded, key_needs, may_send_key
 from kdgen.teachers.openai import EFFORTS, SdkWire, read_key
-from kdgen.teachers.urls import wrong_url
+from kdgen.teachers.urls import moved, unfit, wrong_url
 
 KEY = "ANTHROPIC_API_KEY"
 INSTALL = "pip install 'kdgen[anthropic]'"
@@ -78,9 +79,14 @@ class Anthropic(TeacherSpec):
             raise UserError("display has no effect without thinking", where=self.label, hint=hint)
 
     def needs(self) -> dict[str, str]:
-        """The SDK, and the key where one is sent."""
+        """The SDK, the key where one is sent, and an address that is one."""
         missing = {} if importlib.util.find_spec("anthropic") else {"anthropic is not installed": INSTALL}
+        missing |= unfit("anthropic") if self.base_url is None else {}
         return missing | (key_needs(self, needed=True) if may_send_key(self) else {})
+
+    def notes(self) -> list[str]:
+        """Where the environment sends it."""
+        return [] if self.base_url else moved("anthropic")
 
     def settle(self, params: Params, where: str) -> tuple[Params, list[str]]:
         """See `TeacherSpec.settle`; effort and thinking must be ones that this model has."""
@@ -110,8 +116,7 @@ class Anthropic(TeacherSpec):
 
     def request(self, call: Call) -> Request:
         """The wire's own JSON for `call`, which always bounds the output."""
-        body = orjson.dumps(self.body(call), option=orjson.OPT_SORT_KEYS)
-        return Request(self.wire, body, call.nth, call.params.max_tokens or self.max_tokens)
+        return Request(self.wire, dumped(self.body(call)), call.nth, call.params.max_tokens or self.max_tokens)
 
     def body(self, call: Call) -> dict[str, Any]:
         """The body of `POST /v1/messages`."""

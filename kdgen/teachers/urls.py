@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+# Each provider's own address, and the variable by which its SDK could be sent elsewhere.
+HOMES = {
+    "openai": ("OPENAI_BASE_URL", "https://api.openai.com/v1"),
+    "anthropic": ("ANTHROPIC_BASE_URL", "https://api.anthropic.com"),
+}
 SHAPE = "base_url looks like http://HOST:PORT/v1"
 
 
@@ -25,3 +31,28 @@ def wrong_url(url: str) -> Iterator[tuple[str, str]]:
         yield f"{url.partition('?')[0]!r} is not a URL", SHAPE
     elif "?" in url or "#" in url:
         yield "base_url has a query", f"a path is added to it: {SHAPE}"
+
+
+def unfit(provider: str) -> dict[str, str]:
+    """Why the address in that variable cannot be asked, with the way out."""
+    name, _ = HOMES[provider]
+    given = os.environ.get(name, "")
+    return (
+        {
+            f"{name}: {cause.replace('base_url', 'it')}": f"set it again, or unset it: {hint}"
+            for cause, hint in wrong_url(given)
+        }
+        if given
+        else {}
+    )
+
+
+def moved(provider: str) -> list[str]:
+    """What to tell of the variable by which a provider's SDK is sent to a gateway: its host, nothing that may be secret."""
+    name, home = HOMES[provider]
+    given = os.environ.get(name, "").rstrip("/")
+    if given in ("", home):
+        return []
+    return [
+        f"{name} sends {provider}:MODEL to {urlsplit(given).hostname}; prices and terms are counted as {provider}'s own"
+    ]
