@@ -27,6 +27,7 @@ from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.rephrase import Rephrase, Style
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -58,6 +59,11 @@ RULES = [
     {"contains": '"tasks"', "reply": '{"tasks": ["Why is it red?", "Why is it blue?"]}'},
     {"regex": "(?s)check answers.*sky", "reply": '{"reason": "So it is.", "score": 2}'},
     {"contains": "check answers", "reply": '{"reason": "So it is.", "score": 4}'},
+    {
+        "contains": '"pairs"',
+        "reply": '{"pairs": [{"question": "Why?", "response": "So."}, {"question": "Who?", "response": "I."}]}',
+    },
+    {"regex": "(?s)few words.*Rate the", "reply": "Rate the following words: red"},
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
     {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
@@ -89,6 +95,15 @@ CITE: dict[str, Any] = {
     "seeds": ASKED,
 }
 FLOW = "stage: curate, method: cite, prompt: curate/cited, distractors: 2"
+STYLES = {"brief": {"prompt": "label/brief", "most_copied": 1, "least_kept": 0}}
+REPHRASE: dict[str, Any] = {
+    "stages": [{"stage": "curate", "method": "rephrase", "styles": STYLES}],
+    "seeds": {"path": "s.jsonl", "map": {"text": "instruction"}},
+    "export": {"format": "text"},
+}
+PAIRED = {**STYLES["brief"], "prompt": "curate/rephrase/questions", "makes": "qa"}
+del PAIRED["most_copied"]
+SAID = {**REPHRASE, "stages": [{**REPHRASE["stages"][0], "styles": {"brief": PAIRED}}]}
 GRADE = {"stages": [{"stage": "curate", "method": "grade", "prompt": "curate/faithful"}]}
 TASKS = {
     "stages": [
@@ -223,6 +238,28 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {**CITE, "stages": [{**CITE["stages"][0], "distractors": 2}]},
         {"withheld": S + "withheld=0.6", "absent": f"stages.0={{{FLOW}, withheld: 0.6, absent: recall}}"},
     ),
+    (
+        Rephrase,
+        REPHRASE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "styles": S + "styles={other: {prompt: label/brief, most_copied: 1, least_kept: 0}}",
+        },
+    ),
+    (
+        Style,
+        REPHRASE,
+        {
+            "prompt": S + "styles.brief.prompt=curate/rephrase/distil",
+            "buckets": S + "styles.brief.buckets=[high]",
+            "makes": S + "styles.brief.makes=pairs",
+            "least_kept": S + "styles.brief.least_kept=0.3",
+            "most_copied": S + "styles.brief.most_copied=0",
+        },
+    ),
+    (Style, SAID, {"ask_for": S + "styles.brief.ask_for=1"}),
     (
         Grade,
         GRADE,

@@ -13,6 +13,7 @@ from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.rephrase import Rephrase
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -36,6 +37,7 @@ AnyStage = Annotated[
     | Annotated[HardCases, Tag("expand/hard-cases")]
     | Annotated[Write, Tag("curate/write")]
     | Annotated[Branch, Tag("curate/branch")]
+    | Annotated[Rephrase, Tag("curate/rephrase")]
     | Annotated[Cite, Tag("curate/cite")]
     | Annotated[Grade, Tag("curate/grade")]
     | Annotated[Dialogue, Tag("curate/dialogue")],
@@ -52,6 +54,7 @@ METHODS = (
     "expand/hard-cases",
     "curate/write",
     "curate/branch",
+    "curate/rephrase",
     "curate/cite",
     "curate/grade",
     "curate/dialogue",

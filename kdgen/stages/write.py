@@ -133,7 +133,7 @@ class Write(Stage):
             **task_variables(job),
         )
         if self.makes in LISTS:
-            return self._listed(job, reply)
+            return listed(self, job, reply, LISTS[self.makes].model_validate_json(reply.text), self.ask_for)
         text = bare(split_thinking(reply.text)[1])
         if not terms(text):
             raise Rejected("empty_text", f"finish: {reply.finish}")
@@ -152,31 +152,6 @@ class Write(Stage):
             replies.insert(0, judged)
         return [self.child(job, *replies, writes=(field,), finish=reply.finish, history=(), **content)]
 
-    def _listed(self, job: Record, reply: Reply) -> list[Row]:
-        """The tasks of a list, each a record that keeps the text it is about."""
-        made = LISTS[self.makes].model_validate_json(reply.text)
-        listed = (
-            [(each, "") for each in made.tasks]
-            if isinstance(made, Tasks)
-            else [(p.question, p.response) for p in made.pairs]
-        )
-        rows, seen = list[Row](), set[tuple[str, ...]]()
-        for place, (task, answer) in enumerate(listed):
-            content = {**EMPTY, "text": job.text or job.task, "instruction": task, "output": answer}
-            writes = ("instruction", "output") if answer else ("instruction",)
-            row = self.child(
-                job, reply, writes=writes, meta={"place": place}, finish=reply.finish, history=(), **content
-            )
-            known = tuple(terms(task))
-            if known in seen:
-                rows.append(row.rejected(self.name, "duplicate", "the task stands twice in one list"))
-            elif len(seen) == self.ask_for:
-                rows.append(row.rejected(self.name, "not_asked_for", f"item {place + 1} of {self.ask_for}"))
-            else:
-                seen.add(known)
-                rows.append(row)
-        return rows
-
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
         """What is written, or a judge's label. The judge is not told the label: an example carries it, spelt backwards."""
         if self.makes in LISTS:
@@ -192,6 +167,29 @@ def _names(label: str, text: str) -> str | None:
     """An example that says its own label teaches a classifier to read it off; short labels are words like any other."""
     named, said = " ".join(terms(label)), " ".join(terms(text))
     return f"it names the label, {label!r}" if len(named) > 3 and f" {named} " in f" {said} " else None
+
+
+def listed(stage: Stage, job: Record, reply: Reply, made: Tasks | Pairs, most: int) -> list[Row]:
+    """The tasks of a list, each a record that keeps the text it is about; a reject what stands twice or over `most`."""
+    items = (
+        [(each, "") for each in made.tasks]
+        if isinstance(made, Tasks)
+        else [(each.question, each.response) for each in made.pairs]
+    )
+    rows, seen = list[Row](), set[tuple[str, ...]]()
+    for place, (task, answer) in enumerate(items):
+        content = {**EMPTY, "text": job.text or job.task, "instruction": task, "output": answer}
+        writes = ("instruction", "output") if answer else ("instruction",)
+        row = stage.child(job, reply, writes=writes, meta={"place": place}, finish=reply.finish, history=(), **content)
+        known = tuple(terms(task))
+        if known in seen:
+            rows.append(row.rejected(stage.name, "duplicate", "the task stands twice in one list"))
+        elif len(seen) == most:
+            rows.append(row.rejected(stage.name, "not_asked_for", f"item {place + 1} of {most}"))
+        else:
+            seen.add(known)
+            rows.append(row)
+    return rows
 
 
 Item = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
