@@ -17,7 +17,7 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Messages, ShareGPT, Text
+from kdgen.export import Alpaca, Messages, Retrieval, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
@@ -28,6 +28,7 @@ from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.rephrase import Rephrase, Style
+from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -63,6 +64,7 @@ RULES = [
         "contains": '"pairs"',
         "reply": '{"pairs": [{"question": "Why?", "response": "So."}, {"question": "Who?", "response": "I."}]}',
     },
+    {"regex": r"(?s)\[(\d)\]\n([^\n]+)\n.*Query: \2\n", "reply": r'{"reason": "so", "which": \1}'},
     {"regex": "(?s)few words.*Rate the", "reply": "Rate the following words: red"},
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
     {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
@@ -104,6 +106,12 @@ REPHRASE: dict[str, Any] = {
 PAIRED = {**STYLES["brief"], "prompt": "curate/rephrase/questions", "makes": "qa"}
 del PAIRED["most_copied"]
 SAID = {**REPHRASE, "stages": [{**REPHRASE["stages"][0], "styles": {"brief": PAIRED}}]}
+QUERY = {"stage": "curate", "method": "write", "prompt": "label/brief", "makes": "query", "params": {"logprobs": 0}}
+QUERIES = {**REPHRASE, "stages": [QUERY], "export": {"format": "retrieval"}}
+TRIP = {
+    "stages": [{"stage": "curate", "method": "round-trip", "prompt": "curate/round-trip", "among": 3}],
+    "seeds": ASKED,
+}
 GRADE = {"stages": [{"stage": "curate", "method": "grade", "prompt": "curate/faithful"}]}
 TASKS = {
     "stages": [
@@ -219,6 +227,27 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (Write, EXAMPLES, {"judge": S + "judge=nobody"}),
     (Write, TASKS, {"ask_for": S + "ask_for=1"}),
+    (Write, QUERIES, {"min_logprob": S + "min_logprob=-1"}),
+    (
+        Retrieval,
+        QUERIES,
+        {
+            "layout": "export.layout=lists",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=keep",
+        },
+    ),
+    (
+        RoundTrip,
+        {**TRIP, "export": {"format": "retrieval"}},
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=curate/cited",
+            "among": S + "among=2",
+        },
+    ),
     (
         Cite,
         CITE,
@@ -585,8 +614,8 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE],
-    ids="answer rationale expand evol tasks cite grade".split(),
+    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, SAID, QUERIES],
+    ids="answer rationale expand evol tasks cite grade said queries".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

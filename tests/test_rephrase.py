@@ -26,8 +26,9 @@ RULES = [
     {"contains": "You grade", "reply": '{"reason": "x", "score": 5}'},
     {
         "contains": '"pairs"',
-        "reply": '{"pairs": [{"question": "At how many degrees does copper melt?", "response": "At 1085 degrees."}, '
-        '{"question": "Who found it?", "response": "Somebody called Archimedes, probably."}]}',
+        "reply": '{"pairs": [{"question": "At how many degrees does copper melt?", "response": "It melts at 1085 degrees."}, '
+        '{"question": "Who found it?", "response": "Somebody called Archimedes, probably."}, '
+        '{"question": "What has copper at 1085?", "response": "it melts at 1085 degrees"}]}',
     },
     {"regex": r"(?s)Fact (\d+) .*half as many", "reply": SAID.format(n=r"\1")},
     {"regex": r"(?s)Document:\n([^\n]+)", "reply": r"\1"},
@@ -80,10 +81,11 @@ def test_a_document_is_said_in_the_styles_of_its_bucket(make: Made) -> None:
     ]
     assert rows[0]["text"].startswith("Copper turns liquid") and len(rows[0]["calls"]) == 2
     assert rows[1]["text"] == (
-        f"{seeds[0]['text']}\n\nQuestion: At how many degrees does copper melt?\nAnswer: At 1085 degrees."
+        f"{seeds[0]['text']}\n\nQuestion: At how many degrees does copper melt?\nAnswer: It melts at 1085 degrees."
     )
     assert [(row["reason"], row["instruction"]) for row in rejects] == [
         ("not_in_document", "Who found it?"),
+        ("duplicate", "What has copper at 1085?"),
         ("no_style", ""),
     ]
     assert made["requests"]["sent"] == 6, "three grades, two styles and one"
@@ -101,10 +103,10 @@ def test_what_was_not_graded_has_only_the_styles_for_all(make: Made) -> None:
 def test_pairs_are_rows_of_their_own_where_they_are_wanted(make: Made) -> None:
     _, rows, rejects = make(documents(1), {"qa": {**QA, "makes": "pairs"}}, form="messages")
     assert [(row["instruction"], row["output"]) for row in rows] == [
-        ("At how many degrees does copper melt?", "At 1085 degrees.")
+        ("At how many degrees does copper melt?", "It melts at 1085 degrees.")
     ]
     assert rows[0]["text"].startswith("Fact 0") and rows[0]["writers"].keys() == {"instruction", "output"}
-    assert [row["reason"] for row in rejects] == ["not_in_document"]
+    assert [row["reason"] for row in rejects] == ["not_in_document", "duplicate"]
 
 
 def test_a_copy_is_lost_alone(make: Made) -> None:
@@ -135,12 +137,12 @@ def test_another_document_or_style_asks_for_itself_alone(make: Made, tmp_path: P
     ],
 )
 def test_other_words_for_the_same(text: str, reason: str | None) -> None:
-    fate = Style.model_construct(**{"least_kept": 0.3, "most_copied": 0.5}).lost(text, SOURCE)
+    fate = Style.model_construct(**{"least_kept": 0.3, "most_copied": 0.3}).lost(text, SOURCE)
     assert (fate[0] if fate else None) == reason
 
 
 def test_scripts_without_spaces_are_counted_by_character() -> None:
-    style = Style.model_construct(**{"least_kept": 0.3, "most_copied": 0.5})
+    style = Style.model_construct(**{"least_kept": 0.3, "most_copied": 0.3})
     source = "四川省的省会是成都,成都位于中国西南部的盆地之中,气候温和湿润。"
     assert units("成都 rain7雨") == ["成", "都", "rain7", "雨"] and "成都" in gist(source)
     assert (style.lost(source, source) or ("",))[0] == "copies_source"

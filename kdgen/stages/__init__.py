@@ -14,6 +14,7 @@ from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.rephrase import Rephrase
+from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -40,6 +41,7 @@ AnyStage = Annotated[
     | Annotated[Rephrase, Tag("curate/rephrase")]
     | Annotated[Cite, Tag("curate/cite")]
     | Annotated[Grade, Tag("curate/grade")]
+    | Annotated[RoundTrip, Tag("curate/round-trip")]
     | Annotated[Dialogue, Tag("curate/dialogue")],
     Discriminator(_which),
 ]
@@ -57,6 +59,7 @@ METHODS = (
     "curate/rephrase",
     "curate/cite",
     "curate/grade",
+    "curate/round-trip",
     "curate/dialogue",
 )
 

@@ -18,6 +18,7 @@ from kdgen.teachers.base import Reply
 
 RUN = 8  # words in a row, at which chance ends and copying begins
 WORDS_A_PAIR = 10
+SHORT = 3  # words of an answer that more than one question may have
 
 
 class Style(Frozen):
@@ -35,7 +36,7 @@ class Style(Frozen):
     makes: Literal["text", "qa", "pairs"] = "text"
     ask_for: int = Field(8, ge=1, le=100)
     least_kept: float = Field(0.3, ge=0, le=1)
-    most_copied: float = Field(0.5, ge=0, le=1)
+    most_copied: float = Field(0.3, ge=0, le=1)
 
     def lost(self, text: str, source: str) -> tuple[str, str] | None:
         """Why a text is not the source in other words."""
@@ -128,10 +129,17 @@ class Rephrase(Stage):
 
     def _pairs(self, job: Record, reply: Reply, style: Style, source: str, most: int) -> list[Row]:
         """The pairs as rows, or those that are kept as one text below the document."""
-        rows: list[Row] = []
+        rows, told = list[Row](), set[tuple[str, ...]]()
         for row in listed(self, job, reply, Pairs.model_validate_json(reply.text), most):
-            fate = style.unfounded(row.output, source) if isinstance(row, Record) else None
-            rows.append(row.rejected(self.name, *fate) if fate and isinstance(row, Record) else row)
+            if not isinstance(row, Record):
+                rows.append(row)
+                continue
+            answer = tuple(terms(row.output))
+            fate = style.unfounded(row.output, source)
+            if answer in told and len(answer) > SHORT:
+                fate = ("duplicate", "another question has the same answer")
+            told.add(answer)
+            rows.append(row.rejected(self.name, *fate) if fate else row)
         kept = [row for row in rows if isinstance(row, Record)]
         if style.makes == "pairs" or not kept:
             return rows
@@ -143,10 +151,8 @@ class Rephrase(Stage):
         said = str(variables["source"]).split()
         if variables["makes"] == "text":
             return " ".join([*said[::-1], words(max(10, 60 - len(said)))])
-        pairs = [
-            Pair(question=f"What is {words(8)}?", response=" ".join((said * 25)[:25]))
-            for _ in range(variables["count"])
-        ]
+        answers = [" ".join([*(said * 25)[:25], words(4)]) for _ in range(variables["count"])]
+        pairs = [Pair(question=f"What is {words(8)}?", response=answer) for answer in answers]
         return Pairs(pairs=pairs).model_dump_json()
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from kdgen.errors import Rejected
-from kdgen.parse import bare, split_thinking, terms
+from kdgen.parse import alone, bare, split_thinking, terms, units
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Draw, Stage, bad_stage
 from kdgen.teachers.base import Reply
+from kdgen.teachers.roles import mean_logprob
 
 EMPTY: dict[str, Any] = {"instruction": "", "input": "", "output": "", "reasoning": "", "text": ""}
-
-
 MARK = " ~"
+ASKED = re.compile(r"\A(?:search )?(?:query|question)(?: \d+)?[ \t]*:[ \t]*", re.I)
+COPIED = 8  # words in a row
 
 
 class Label(BaseModel):
@@ -66,19 +68,22 @@ class Write(Stage):
     m is the seed (a topic, a label, an entry of a syllabus) with what `banks` draw; each seed is written from `n` times,
     each time with draws of its own, so that the classes of labelled data are as even as their seeds. `makes` says what
     the reply is: `text` is a document (phi, arXiv 2306.11644; Cosmopedia), `task` an instruction that a later stage
-    answers (GLAN, arXiv 2402.13064), `tasks` and `pairs` a list of `ask_for` instructions about the text of the seed, which
-    stays with them, without or with answers (Self-QA, arXiv 2305.11952; InPars, arXiv 2202.05144), and `input` an
+    answers (GLAN, arXiv 2402.13064), `tasks` and `pairs` a list of `ask_for` instructions about the text of the seed,
+    which stays with them, without or with answers (Self-QA, arXiv 2305.11952), `query` what somebody searches who would be
+    helped by the text, which stays with it (InPars, arXiv 2202.05144; Promptagator, arXiv 2209.11755), and `input` an
     example of the seed's label, which is its `output` (ZeroGen, arXiv 2202.07922; AttrPrompt, arXiv 2306.15895). With
     `verify` a judge labels each example without being shown the label, and those that it takes for something else are
-    rejects (the noise that SunGen, arXiv 2205.12679, weighs down).
+    rejects (the noise that SunGen, arXiv 2205.12679, weighs down). With `min_logprob` so are queries whose tokens have a
+    lower mean logprob (InPars keeps the best); where the teacher gives logprobs, that is `meta.logprob`.
     """
 
     stage: Literal["curate"] = "curate"
     method: Literal["write"] = "write"
     prompt: PromptFile
-    makes: Literal["text", "task", "tasks", "pairs", "input"] = "text"
+    makes: Literal["text", "task", "tasks", "pairs", "query", "input"] = "text"
     n: int = Field(1, ge=1, le=100_000)
     ask_for: int = Field(1, ge=1, le=100)
+    min_logprob: float | None = Field(None, le=0)
     verify: PromptFile | None = None
     judge: str = "teacher"
 
@@ -95,12 +100,22 @@ class Write(Stage):
 
     @property
     def validates(self) -> set[str]:
-        """The teacher where an example must not name its label or a list has a schema, and the judge, whose label has."""
-        return ({self.to} if self.makes in ("input", *LISTS) else set()) | ({self.judge} if self.verify else set())
+        """The teacher where a list has a schema or a query or an example is checked, and the judge, whose label has one."""
+        return ({self.to} if self.makes in ("input", "query", *LISTS) else set()) | (
+            {self.judge} if self.verify else set()
+        )
+
+    @property
+    def reads_logprobs(self) -> bool:
+        """For `min_logprob`."""
+        return self.min_logprob is not None
 
     def check(self, where: str) -> None:
-        """Only an example has a label to verify."""
+        """Only an example has a label to verify, and only a query is measured."""
         super().check(where)
+        if self.min_logprob is not None and self.makes != "query":
+            cause = f"min_logprob has no effect on makes: {self.makes}"
+            raise bad_stage(cause, f"{where}.min_logprob", "makes: query")
         if self.verify and self.makes != "input":
             raise bad_stage("there is no label to verify", f"{where}.verify", "makes: input")
         if self.makes not in LISTS and "ask_for" in self.model_fields_set:
@@ -121,11 +136,15 @@ class Write(Stage):
         number = job.meta["nth"]
         assert isinstance(number, int)
         label = job.output if self.makes == "input" else ""
+        checks: dict[str, Callable[[Reply], str | None]] = {
+            "input": lambda reply: _names(label, reply.text),
+            "query": lambda reply: _no_query(reply.text, job.text or job.task),
+        }
         reply = await ask(
             self.prompt,
             nth=number,
             schema=LISTS.get(self.makes),
-            check=(lambda reply: _names(label, reply.text)) if label else None,
+            check=checks.get(self.makes),
             label=job.output,
             path=path_of(job),
             title=title_of(job),
@@ -134,6 +153,8 @@ class Write(Stage):
         )
         if self.makes in LISTS:
             return listed(self, job, reply, LISTS[self.makes].model_validate_json(reply.text), self.ask_for)
+        if self.makes == "query":
+            return [self._query(job, reply)]
         text = bare(split_thinking(reply.text)[1])
         if not terms(text):
             raise Rejected("empty_text", f"finish: {reply.finish}")
@@ -152,6 +173,18 @@ class Write(Stage):
             replies.insert(0, judged)
         return [self.child(job, *replies, writes=(field,), finish=reply.finish, history=(), **content)]
 
+    def _query(self, job: Record, reply: Reply) -> Row:
+        """The query with the text that it is for; a reject where its tokens were too unlikely."""
+        query, mean = _asked(reply.text), mean_logprob(reply.body)
+        meta: dict[str, JsonValue] = {} if mean is None else {"logprob": round(mean, 4)}
+        content = {**EMPTY, "text": job.text or job.task, "instruction": query, "history": ()}
+        row = self.child(job, reply, writes=("instruction",), meta=meta, finish=reply.finish, **content)
+        if self.min_logprob is None or (mean is not None and mean >= self.min_logprob):
+            return row
+        if mean is None:
+            return row.rejected(self.name, "no_logprobs", "the reply has none")
+        return row.rejected(self.name, "low_logprob", f"{mean:.2f}, {self.min_logprob:g} is the least")
+
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
         """What is written, or a judge's label. The judge is not told the label: an example carries it, spelt backwards."""
         if self.makes in LISTS:
@@ -160,7 +193,26 @@ class Write(Stage):
             return made.model_dump_json()
         if prompt == self.verify:
             return Label(label=str(variables["input"]).rpartition(MARK)[2][::-1]).model_dump_json()
+        if self.makes == "query":
+            return words(8)
         return f"{words(30)}{MARK}{variables['label'][::-1]}" if self.makes == "input" else words(0)
+
+
+def _asked(text: str) -> str:
+    return bare(ASKED.sub("", alone(split_thinking(text)[1]))).strip()
+
+
+def _no_query(text: str, source: str) -> str | None:
+    """What is wrong with a query."""
+    query = _asked(text)
+    if not terms(query):
+        return "there is no query in it"
+    if "\n" in query:
+        return "it has more than one line, and one query is asked for"
+    said, known = units(query), f" {' '.join(units(source))} "
+    if any(f" {' '.join(said[at : at + COPIED])} " in known for at in range(len(said) - COPIED + 1)):
+        return "it is copied from the document; say it as somebody would who has not read it"
+    return None
 
 
 def _names(label: str, text: str) -> str | None:
