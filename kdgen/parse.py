@@ -113,6 +113,11 @@ def units(text: str) -> list[str]:
     return [unit for term in terms(text) for unit in (UNSPACED.findall(term) if UNSPACED.search(term) else (term,))]
 
 
+def without_separators(text: str) -> str:
+    """A text whose long numbers are written in one piece: 12,500 and 12 500 as 12500."""
+    return SEPARATED.sub("", text)
+
+
 def gist(text: str) -> set[str]:
     """What a text speaks of: its numbers and longer words, by how these begin; of unspaced scripts the pairs of characters."""
     said = units(text)
@@ -133,6 +138,7 @@ def tokens_of(text: str) -> int:
 PIECE = re.compile(r"[A-Za-z]+|\d{1,3}|[^\x00-\x7f]|[^\w\s]+|_+|\n+")
 LONG_WORD = 9
 STEM = 5
+SEPARATED = re.compile(r"(?<=\d)[,\u00a0\u2009\u202f '’](?=\d{3}(?!\d))")
 # Thai to Lao, kana, and the characters of Chinese; a run of other letters between them stays whole.
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+")
 WORD = re.compile(r"[a-z0-9]+")

@@ -22,6 +22,7 @@ from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
+from kdgen.stages.branch import Branch
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
@@ -31,7 +32,7 @@ from kdgen.stages.rephrase import Rephrase, Style
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
-from kdgen.stages.write import Branch, Write
+from kdgen.stages.write import Write
 from kdgen.teachers.base import Call, Params
 from kdgen.teachers.bill import Bill, Budget
 from kdgen.teachers.openai import OpenAI
@@ -119,6 +120,7 @@ TASKS = {
         ANSWERED,
     ]
 }
+PAIRS = {"stages": [{**TASKS["stages"][0], "prompt": "curate/knowledge", "makes": "pairs"}]}
 TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teacher", "least": 1, "most": 2}
 DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
 SAY = {"stage": "expand", "method": "paraphrase", "prompt": "expand/paraphrase", "k": 2}
@@ -227,6 +229,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (Write, EXAMPLES, {"judge": S + "judge=nobody"}),
     (Write, TASKS, {"ask_for": S + "ask_for=1"}),
+    (Write, PAIRS, {"answers": S + "answers=fact"}),
     (Write, QUERIES, {"min_logprob": S + "min_logprob=-1"}),
     (
         Retrieval,

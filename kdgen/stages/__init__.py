@@ -8,6 +8,7 @@ from pydantic import Discriminator, Tag
 
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
+from kdgen.stages.branch import Branch
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
@@ -17,7 +18,7 @@ from kdgen.stages.rephrase import Rephrase
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
-from kdgen.stages.write import Branch, Write
+from kdgen.stages.write import Write
 
 FAMILIES = ("label", "expand", "curate", "feature", "feedback", "self")
 

@@ -1,4 +1,4 @@
-"""Curation: a teacher writes from meta-information, and a subject is divided into what it consists of."""
+"""Curation: a teacher writes from meta-information."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.stages.facts import disagrees, told, values_of
 from kdgen.teachers.base import Reply
 from kdgen.teachers.roles import mean_logprob
 
@@ -74,7 +75,9 @@ class Write(Stage):
     example of the seed's label, which is its `output` (ZeroGen, arXiv 2202.07922; AttrPrompt, arXiv 2306.15895). With
     `verify` a judge labels each example without being shown the label, and those that it takes for something else are
     rejects (the noise that SunGen, arXiv 2205.12679, weighs down). With `min_logprob` so are queries whose tokens have a
-    lower mean logprob (InPars keeps the best); where the teacher gives logprobs, that is `meta.logprob`.
+    lower mean logprob (InPars keeps the best); where the teacher gives logprobs, that is `meta.logprob`. `answers: fact`
+    takes the seed for a fact (a triple, a row of a table, an exam question with its answer): of `pairs` those are rejects
+    whose answer says none of its values, or only what the question says itself.
     """
 
     stage: Literal["curate"] = "curate"
@@ -83,12 +86,13 @@ class Write(Stage):
     makes: Literal["text", "task", "tasks", "pairs", "query", "input"] = "text"
     n: int = Field(1, ge=1, le=100_000)
     ask_for: int = Field(1, ge=1, le=100)
+    answers: Literal["any", "fact"] = "any"
     min_logprob: float | None = Field(None, le=0)
     verify: PromptFile | None = None
     judge: str = "teacher"
 
     gives: ClassVar[dict[str, frozenset[str]]] = {
-        "prompt": TASK | {"label", "path", "title", "count"},
+        "prompt": TASK | {"label", "path", "title", "count", "fact"},
         "verify": frozenset({"instruction", "input"}),
     }
     consumes: ClassVar[bool] = True
@@ -118,6 +122,8 @@ class Write(Stage):
             raise bad_stage(cause, f"{where}.min_logprob", "makes: query")
         if self.verify and self.makes != "input":
             raise bad_stage("there is no label to verify", f"{where}.verify", "makes: input")
+        if self.answers == "fact" and self.makes != "pairs":
+            raise bad_stage(f"makes: {self.makes} has no answers", f"{where}.answers", "makes: pairs")
         if self.makes not in LISTS and "ask_for" in self.model_fields_set:
             raise bad_stage(f"makes: {self.makes} is one a call", f"{where}.ask_for", "makes: tasks or pairs; or n")
         if not self.verify and "judge" in self.model_fields_set:
@@ -149,10 +155,11 @@ class Write(Stage):
             path=path_of(job),
             title=title_of(job),
             count=self.ask_for,
+            fact=told(job),
             **task_variables(job),
         )
         if self.makes in LISTS:
-            return listed(self, job, reply, LISTS[self.makes].model_validate_json(reply.text), self.ask_for)
+            return self._listed(job, reply)
         if self.makes == "query":
             return [self._query(job, reply)]
         text = bare(split_thinking(reply.text)[1])
@@ -173,6 +180,17 @@ class Write(Stage):
             replies.insert(0, judged)
         return [self.child(job, *replies, writes=(field,), finish=reply.finish, history=(), **content)]
 
+    def _listed(self, job: Record, reply: Reply) -> list[Row]:
+        """The rows of a list; of a fact those that agree with it, beside it as it was told."""
+        made = LISTS[self.makes].model_validate_json(reply.text)
+        if self.answers == "any":
+            return listed(self, job, reply, made, self.ask_for)
+        rows, values = list[Row](), values_of(job)
+        for row in listed(self, job.model_copy(update={"text": told(job)}), reply, made, self.ask_for):
+            fate = disagrees(row.instruction, row.output, values) if isinstance(row, Record) else None
+            rows.append(row.rejected(self.name, *fate) if fate and isinstance(row, Record) else row)
+        return rows
+
     def _query(self, job: Record, reply: Reply) -> Row:
         """The query with the text that it is for; a reject where its tokens were too unlikely."""
         query, mean = _asked(reply.text), mean_logprob(reply.body)
@@ -188,7 +206,8 @@ class Write(Stage):
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
         """What is written, or a judge's label. The judge is not told the label: an example carries it, spelt backwards."""
         if self.makes in LISTS:
-            pairs = [Pair(question=f"What is {words(8)}?", response=words(20)) for _ in range(self.ask_for)]
+            held = f" {variables['fact']}" if self.answers == "fact" else ""
+            pairs = [Pair(question=f"What is {words(8)}?", response=words(20) + held) for _ in range(self.ask_for)]
             made = Tasks(tasks=[pair.question for pair in pairs]) if self.makes == "tasks" else Pairs(pairs=pairs)
             return made.model_dump_json()
         if prompt == self.verify:
@@ -242,64 +261,6 @@ def listed(stage: Stage, job: Record, reply: Reply, made: Tasks | Pairs, most: i
             seen.add(known)
             rows.append(row)
     return rows
-
-
-Item = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
-
-
-class Items(BaseModel):
-    """The parts of a subject."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    items: list[Item]
-
-
-class Branch(Stage):
-    """Divide a subject into its parts, each a record below it: GLAN's taxonomy of human knowledge (arXiv 2402.13064).
-
-    The path from the field downwards is `meta.path`. Each subject has a quota of `ask_for` parts: what comes above it,
-    or twice, is a reject, and so is what is missing, so that the shares of the branches are what they were set to.
-    """
-
-    stage: Literal["curate"] = "curate"
-    method: Literal["branch"] = "branch"
-    prompt: PromptFile
-    ask_for: int = Field(5, ge=1, le=200)
-
-    gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": frozenset({"path", "count", "extra"})}
-    consumes: ClassVar[bool] = True
-
-    @property
-    def validates(self) -> set[str]:
-        """The teacher, whose list has a schema."""
-        return {self.to}
-
-    async def run(self, job: Record, ask: Ask) -> list[Row]:
-        """One call; a record for each part."""
-        path = path_of(job)
-        reply = await ask(self.prompt, schema=Items, path=path, count=self.ask_for, extra=job.extra)
-        rows: list[Row] = []
-        seen: set[tuple[str, ...]] = set()
-        for place, item in enumerate(Items.model_validate_json(reply.text).items):
-            meta: dict[str, JsonValue] = {"path": [*path, item], "place": place}
-            row = self.child(job, reply, writes=("text",), meta=meta, **{**EMPTY, "text": item})
-            known = tuple(terms(item))
-            if known in seen:
-                rows.append(row.rejected(self.name, "duplicate", f"{item} stands twice below {path[-1]}"))
-            elif len(seen) == self.ask_for:
-                rows.append(row.rejected(self.name, "not_asked_for", f"item {place + 1} of {self.ask_for}"))
-            else:
-                seen.add(known)
-                rows.append(row)
-        for missing in range(len(seen), self.ask_for):
-            lost = job.model_copy(update={"calls": (*job.calls, reply.key)})
-            rows.append(lost.rejected(self.name, "missing_item", f"item {missing + 1} of {self.ask_for} did not come"))
-        return rows
-
-    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
-        """The list that is asked for."""
-        return Items(items=[f"{number} {words(4)}" for number in range(self.ask_for)]).model_dump_json()
 
 
 def path_of(job: Record) -> list[str]:
