@@ -163,6 +163,9 @@ class Recipe(Frozen):
                 cause = f"a budget needs a bound on each reply, and {models[endless].label} has none"
                 hint = f"--set teachers.{endless}.max_tokens=…, or max_tokens in the stage's params"
                 raise UserError(cause, where=f"{asking} {endless}", hint=hint)
+            if stage.reads_logprobs and (mute := next((r for r in settled if settled[r].logprobs is None), "")):
+                cause = f"min_logprob cannot be told: {mute} is not asked for logprobs"
+                raise UserError(cause, where=f"{asking} {mute}", hint=f"--set stages.{number}.params.logprobs=0")
             repaired |= {*self.reach(stage.validates)}
             whole |= set() if stage.cut_is_fine else bounded
             for team in (self.teachers[role] for role in stage.roles):

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 NUMBERED = re.compile(
     r"^[ \t]*(?:\*\*)?(?:task|instruction|prompt)?[ \t]*#?(\d{1,3})[ \t]*[.):][ \t]*(?:\*\*)?[ \t]*", re.I | re.M
@@ -107,6 +108,25 @@ def terms(text: str) -> list[str]:
     return TERM.findall(text.lower())
 
 
+def units(text: str) -> list[str]:
+    """The `terms` of a text, with each character of a script that sets no spaces as one."""
+    return [unit for term in terms(text) for unit in (UNSPACED.findall(term) if UNSPACED.search(term) else (term,))]
+
+
+def without_separators(text: str) -> str:
+    """A text whose long numbers are written in one piece: 12,500 and 12 500 as 12500."""
+    return SEPARATED.sub("", text)
+
+
+def gist(text: str) -> set[str]:
+    """What a text speaks of: its numbers and longer words, by how these begin; of unspaced scripts the pairs of characters."""
+    said = units(text)
+    words = {unit[:STEM] for unit in said if len(unit) > 3 or unit.isdecimal()}
+    return words | {
+        left + right for left, right in pairwise(said) if len(left) == len(right) == 1 and not left.isascii()
+    }
+
+
 def tokens_of(text: str) -> int:
     """About how many tokens a model makes of a text."""
     return sum(
@@ -117,6 +137,10 @@ def tokens_of(text: str) -> int:
 # Pieces as the byte-pair vocabularies of large models cut them, about: words, numbers by threes, marks, other scripts.
 PIECE = re.compile(r"[A-Za-z]+|\d{1,3}|[^\x00-\x7f]|[^\w\s]+|_+|\n+")
 LONG_WORD = 9
+STEM = 5
+SEPARATED = re.compile(r"(?<=\d)[,\u00a0\u2009\u202f '’](?=\d{3}(?!\d))")
+# Thai to Lao, kana, and the characters of Chinese; a run of other letters between them stays whole.
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+")
 WORD = re.compile(r"[a-z0-9]+")
 TERM = re.compile(r"[^\W_]+")
 BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")

@@ -25,6 +25,7 @@ from kdgen.teachers.prices import Price, Prices
 ASSUMED = 256
 ENOUGH = 5
 TURN, REPLY = 4, 3
+SURE: dict[str, Any] = {"choices": [{"logprobs": {"content": [{"logprob": 0.0}]}}]}
 WORDS = (
     "amber basin copper delta early forest garden harbor island jacket kernel ladder market needle orange planet quiet "
     "river silver timber under valley window yellow zenith answer bridge circle dinner engine figure ground hollow"
@@ -132,7 +133,8 @@ class PlanDesk(Desk):
             said = min(room, self.expect if self.expect is not None else max(1, tokens_of(text)))
             line.add(request, guess, said, self.bill.prices.of(spec))
         usage = Usage(input=guess, output=count)
-        return Reply(request.key, text, "stop", usage, {}, model=spec.model, teacher=spec.label)
+        body = SURE if step.stage.reads_logprobs else {}
+        return Reply(request.key, text, "stop", usage, body, model=spec.model, teacher=spec.label)
 
 
 def _guess(spec: TeacherSpec, question: Question) -> int:

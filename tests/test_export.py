@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kdgen.export import FORMATS, Alpaca, AnyFormat, Messages, ShareGPT, Text
+from kdgen.export import FORMATS, Alpaca, AnyFormat, Messages, Retrieval, ShareGPT, Text
 from kdgen.record import Message, Record
 
 SAID = (Message(role="user", content="A"), Message(role="assistant", content="B"))
@@ -100,7 +100,7 @@ def test_options_that_a_format_does_not_have() -> None:
 
 
 def test_the_names_of_formats_are_complete() -> None:
-    assert {form().format for form in (Messages, Alpaca, ShareGPT, Text)} == set(FORMATS)
+    assert {form().format for form in (Messages, Alpaca, ShareGPT, Text, Retrieval)} == set(FORMATS)
 
 
 def test_a_document_is_a_row_of_text_and_an_answer_is_not() -> None:
@@ -109,7 +109,23 @@ def test_a_document_is_a_row_of_text_and_an_answer_is_not() -> None:
     assert Messages().row(Record(id="r", text="T")) is None
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if form != "text"])
+def test_a_query_and_its_document_in_the_layouts_of_retrievers() -> None:
+    record = Record(id="r", instruction="Q", text="D", seeds=("d1",), extra={"title": "T"})
+    assert list(Retrieval().row(record) or ()) == ["query", "positive"]
+    assert Retrieval().row(record) == {"query": "Q", "positive": "D"}
+    assert Retrieval(layout="lists").row(record) == {"query": "Q", "pos": ["D"], "neg": []}
+    passages = Retrieval(layout="passages").row(record)
+    assert passages == {
+        "query_id": "r",
+        "query": "Q",
+        "positive_passages": [{"docid": "d1", "title": "T", "text": "D"}],
+        "negative_passages": [],
+    }
+    for half in (Record(id="r", instruction="Q", seeds=("d",)), Record(id="r", text="D", seeds=("d",))):
+        assert all(Retrieval(layout=layout).row(half) is None for layout in ("pair", "lists", "passages"))
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("text", "retrieval")])
 def test_the_data_file_holds_the_rows_of_the_format(label: Callable[..., Any], tmp_path: Path, form: str) -> None:
     seed = {"messages": [{"role": turn.role, "content": turn.content} for turn in (*SAID, SAID[0])]}
     assert label("s.jsonl", json.dumps(seed), "--format", form).code == 0

@@ -17,19 +17,22 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Messages, ShareGPT, Text
+from kdgen.export import Alpaca, Messages, Retrieval, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
+from kdgen.stages.branch import Branch
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.rephrase import Rephrase, Style
+from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
-from kdgen.stages.write import Branch, Write
+from kdgen.stages.write import Write
 from kdgen.teachers.base import Call, Params
 from kdgen.teachers.bill import Bill, Budget
 from kdgen.teachers.openai import OpenAI
@@ -58,6 +61,12 @@ RULES = [
     {"contains": '"tasks"', "reply": '{"tasks": ["Why is it red?", "Why is it blue?"]}'},
     {"regex": "(?s)check answers.*sky", "reply": '{"reason": "So it is.", "score": 2}'},
     {"contains": "check answers", "reply": '{"reason": "So it is.", "score": 4}'},
+    {
+        "contains": '"pairs"',
+        "reply": '{"pairs": [{"question": "Why?", "response": "So."}, {"question": "Who?", "response": "I."}]}',
+    },
+    {"regex": r"(?s)\[(\d)\]\n([^\n]+)\n.*Query: \2\n", "reply": r'{"reason": "so", "which": \1}'},
+    {"regex": "(?s)few words.*Rate the", "reply": "Rate the following words: red"},
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
     {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
@@ -89,6 +98,21 @@ CITE: dict[str, Any] = {
     "seeds": ASKED,
 }
 FLOW = "stage: curate, method: cite, prompt: curate/cited, distractors: 2"
+STYLES = {"brief": {"prompt": "label/brief", "most_copied": 1, "least_kept": 0}}
+REPHRASE: dict[str, Any] = {
+    "stages": [{"stage": "curate", "method": "rephrase", "styles": STYLES}],
+    "seeds": {"path": "s.jsonl", "map": {"text": "instruction"}},
+    "export": {"format": "text"},
+}
+PAIRED = {**STYLES["brief"], "prompt": "curate/rephrase/questions", "makes": "qa"}
+del PAIRED["most_copied"]
+SAID = {**REPHRASE, "stages": [{**REPHRASE["stages"][0], "styles": {"brief": PAIRED}}]}
+QUERY = {"stage": "curate", "method": "write", "prompt": "label/brief", "makes": "query", "params": {"logprobs": 0}}
+QUERIES = {**REPHRASE, "stages": [QUERY], "export": {"format": "retrieval"}}
+TRIP = {
+    "stages": [{"stage": "curate", "method": "round-trip", "prompt": "curate/round-trip", "among": 3}],
+    "seeds": ASKED,
+}
 GRADE = {"stages": [{"stage": "curate", "method": "grade", "prompt": "curate/faithful"}]}
 TASKS = {
     "stages": [
@@ -96,6 +120,7 @@ TASKS = {
         ANSWERED,
     ]
 }
+PAIRS = {"stages": [{**TASKS["stages"][0], "prompt": "curate/knowledge", "makes": "pairs"}]}
 TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teacher", "least": 1, "most": 2}
 DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
 SAY = {"stage": "expand", "method": "paraphrase", "prompt": "expand/paraphrase", "k": 2}
@@ -204,6 +229,28 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (Write, EXAMPLES, {"judge": S + "judge=nobody"}),
     (Write, TASKS, {"ask_for": S + "ask_for=1"}),
+    (Write, PAIRS, {"answers": S + "answers=fact"}),
+    (Write, QUERIES, {"min_logprob": S + "min_logprob=-1"}),
+    (
+        Retrieval,
+        QUERIES,
+        {
+            "layout": "export.layout=lists",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=keep",
+        },
+    ),
+    (
+        RoundTrip,
+        {**TRIP, "export": {"format": "retrieval"}},
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "prompt": S + "prompt=curate/cited",
+            "among": S + "among=2",
+        },
+    ),
     (
         Cite,
         CITE,
@@ -223,6 +270,28 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {**CITE, "stages": [{**CITE["stages"][0], "distractors": 2}]},
         {"withheld": S + "withheld=0.6", "absent": f"stages.0={{{FLOW}, withheld: 0.6, absent: recall}}"},
     ),
+    (
+        Rephrase,
+        REPHRASE,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "styles": S + "styles={other: {prompt: label/brief, most_copied: 1, least_kept: 0}}",
+        },
+    ),
+    (
+        Style,
+        REPHRASE,
+        {
+            "prompt": S + "styles.brief.prompt=curate/rephrase/distil",
+            "buckets": S + "styles.brief.buckets=[high]",
+            "makes": S + "styles.brief.makes=pairs",
+            "least_kept": S + "styles.brief.least_kept=0.3",
+            "most_copied": S + "styles.brief.most_copied=0",
+        },
+    ),
+    (Style, SAID, {"ask_for": S + "styles.brief.ask_for=1"}),
     (
         Grade,
         GRADE,
@@ -548,8 +617,8 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE],
-    ids="answer rationale expand evol tasks cite grade".split(),
+    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, SAID, QUERIES],
+    ids="answer rationale expand evol tasks cite grade said queries".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

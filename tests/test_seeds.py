@@ -399,7 +399,7 @@ def test_seeds_that_a_package_carries(installed: Path, label: Callable[..., Any]
     assert row["meta"]["gold"] == "    pass\n" and row["extra"] == {"test": "assert 1"}
 
 
-@pytest.mark.parametrize("name", ["general", "code", "math", "documents"])
+@pytest.mark.parametrize("name", ["general", "code", "math", "documents", "facts"])
 def test_sets_that_ship_are_clean(kdgen: Callable[..., Any], name: str) -> None:
     said = kdgen("check", "label/answer", "--seeds", name)
     assert said.code == 0 and "seeds" in said.out and "not usable" not in said.out

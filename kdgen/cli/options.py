@@ -35,7 +35,9 @@ Map = Annotated[
 OnBad = Annotated[
     str | None, typer.Option("--on-bad-seed", metavar="fail|skip", help="A row that is no seed: stop, or reject it.")
 ]
-Form = Annotated[str | None, typer.Option("--format", "-f", metavar="FORMAT", help="messages, alpaca or sharegpt.")]
+Form = Annotated[
+    str | None, typer.Option("--format", "-f", metavar="FORMAT", help="messages, alpaca, sharegpt, text or retrieval.")
+]
 LedgerOpt = Annotated[
     str, typer.Option("--ledger", envvar="KDGEN_LEDGER", metavar="PATH", help="The file that keeps every paid reply.")
 ]

@@ -7,8 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
+from kdgen.export.retrieval import Retrieval
 
-AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text, Field(discriminator="format")]
-FORMATS = ("messages", "alpaca", "sharegpt", "text")
+AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text | Retrieval, Field(discriminator="format")]
+FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval")
 
-__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "ShareGPT", "Text"]
+__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "Retrieval", "ShareGPT", "Text"]

@@ -8,14 +8,17 @@ from pydantic import Discriminator, Tag
 
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
+from kdgen.stages.branch import Branch
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.rephrase import Rephrase
+from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
-from kdgen.stages.write import Branch, Write
+from kdgen.stages.write import Write
 
 FAMILIES = ("label", "expand", "curate", "feature", "feedback", "self")
 
@@ -36,8 +39,10 @@ AnyStage = Annotated[
     | Annotated[HardCases, Tag("expand/hard-cases")]
     | Annotated[Write, Tag("curate/write")]
     | Annotated[Branch, Tag("curate/branch")]
+    | Annotated[Rephrase, Tag("curate/rephrase")]
     | Annotated[Cite, Tag("curate/cite")]
     | Annotated[Grade, Tag("curate/grade")]
+    | Annotated[RoundTrip, Tag("curate/round-trip")]
     | Annotated[Dialogue, Tag("curate/dialogue")],
     Discriminator(_which),
 ]
@@ -52,8 +57,10 @@ METHODS = (
     "expand/hard-cases",
     "curate/write",
     "curate/branch",
+    "curate/rephrase",
     "curate/cite",
     "curate/grade",
+    "curate/round-trip",
     "curate/dialogue",
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, JsonValue
@@ -13,6 +14,7 @@ from kdgen.errors import Pending, Rejected, UserError
 from kdgen.filters import AnyFilter
 from kdgen.prompts import Prompt
 from kdgen.record import Frozen, Message, Record, Row, score
+from kdgen.stages.near import Near
 from kdgen.teachers.base import Params, Reply
 
 T = TypeVar("T")
@@ -113,6 +115,11 @@ class Draw:
         best = np.argpartition(mixed, len(pool) - count)[len(pool) - count :]
         return [pool.records[index] for index in best[np.argsort(mixed[best])][::-1]]
 
+    @cached_property
+    def near(self) -> Near:
+        """The seeds by the words in their texts."""
+        return Near(self.seeds.records)
+
 
 class Stage(Frozen):
     """One elicitation step. Fields are the YAML; `plan` says what to ask about, `run` asks.
@@ -147,6 +154,11 @@ class Stage(Frozen):
     @property
     def draws_seeds(self) -> bool:
         """Whether `plan` draws from all seeds of the run, which are then held in memory."""
+        return False
+
+    @property
+    def reads_logprobs(self) -> bool:
+        """Whether it needs the logprobs of its teacher's replies."""
         return False
 
     @property

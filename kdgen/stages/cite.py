@@ -173,8 +173,8 @@ class Grade(Stage):
     """A judge's mark of a record, 1 to 5, kept as `meta.grades.NAME` with its reason; a gate, or what sorts records.
 
     With `at_least` a record of a lower mark is a reject (Genie's faithfulness filter, arXiv 2401.14367). `buckets` name
-    the marks from each on (`{low: 1, high: 3}`); the record's is `meta.bucket`, by which `curate/write` chooses what to
-    make of it (Nemotron-CC, arXiv 2412.02595).
+    the marks from each on (`{low: 1, high: 3}`); the record's is `meta.bucket`, by which `curate/rephrase` chooses
+    what to make of it (Nemotron-CC, arXiv 2412.02595).
     """
 
     stage: Literal["curate"] = "curate"

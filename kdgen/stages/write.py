@@ -1,24 +1,27 @@
-"""Curation: a teacher writes from meta-information, and a subject is divided into what it consists of."""
+"""Curation: a teacher writes from meta-information."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from kdgen.errors import Rejected
-from kdgen.parse import bare, split_thinking, terms
+from kdgen.parse import alone, bare, split_thinking, terms, units
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.stages.facts import disagrees, told, values_of
 from kdgen.teachers.base import Reply
+from kdgen.teachers.roles import mean_logprob
 
 EMPTY: dict[str, Any] = {"instruction": "", "input": "", "output": "", "reasoning": "", "text": ""}
-
-
 MARK = " ~"
+ASKED = re.compile(r"\A(?:search )?(?:query|question)(?: \d+)?[ \t]*:[ \t]*", re.I)
+COPIED = 8  # words in a row
 
 
 class Label(BaseModel):
@@ -66,24 +69,30 @@ class Write(Stage):
     m is the seed (a topic, a label, an entry of a syllabus) with what `banks` draw; each seed is written from `n` times,
     each time with draws of its own, so that the classes of labelled data are as even as their seeds. `makes` says what
     the reply is: `text` is a document (phi, arXiv 2306.11644; Cosmopedia), `task` an instruction that a later stage
-    answers (GLAN, arXiv 2402.13064), `tasks` and `pairs` a list of `ask_for` instructions about the text of the seed, which
-    stays with them, without or with answers (Self-QA, arXiv 2305.11952; InPars, arXiv 2202.05144), and `input` an
+    answers (GLAN, arXiv 2402.13064), `tasks` and `pairs` a list of `ask_for` instructions about the text of the seed,
+    which stays with them, without or with answers (Self-QA, arXiv 2305.11952), `query` what somebody searches who would be
+    helped by the text, which stays with it (InPars, arXiv 2202.05144; Promptagator, arXiv 2209.11755), and `input` an
     example of the seed's label, which is its `output` (ZeroGen, arXiv 2202.07922; AttrPrompt, arXiv 2306.15895). With
     `verify` a judge labels each example without being shown the label, and those that it takes for something else are
-    rejects (the noise that SunGen, arXiv 2205.12679, weighs down).
+    rejects (the noise that SunGen, arXiv 2205.12679, weighs down). With `min_logprob` so are queries whose tokens have a
+    lower mean logprob (InPars keeps the best); where the teacher gives logprobs, that is `meta.logprob`. `answers: fact`
+    takes the seed for a fact (a triple, a row of a table, an exam question with its answer): of `pairs` those are rejects
+    whose answer says none of its values, or only what the question says itself.
     """
 
     stage: Literal["curate"] = "curate"
     method: Literal["write"] = "write"
     prompt: PromptFile
-    makes: Literal["text", "task", "tasks", "pairs", "input"] = "text"
+    makes: Literal["text", "task", "tasks", "pairs", "query", "input"] = "text"
     n: int = Field(1, ge=1, le=100_000)
     ask_for: int = Field(1, ge=1, le=100)
+    answers: Literal["any", "fact"] = "any"
+    min_logprob: float | None = Field(None, le=0)
     verify: PromptFile | None = None
     judge: str = "teacher"
 
     gives: ClassVar[dict[str, frozenset[str]]] = {
-        "prompt": TASK | {"label", "path", "title", "count"},
+        "prompt": TASK | {"label", "path", "title", "count", "fact"},
         "verify": frozenset({"instruction", "input"}),
     }
     consumes: ClassVar[bool] = True
@@ -95,14 +104,26 @@ class Write(Stage):
 
     @property
     def validates(self) -> set[str]:
-        """The teacher where an example must not name its label or a list has a schema, and the judge, whose label has."""
-        return ({self.to} if self.makes in ("input", *LISTS) else set()) | ({self.judge} if self.verify else set())
+        """The teacher where a list has a schema or a query or an example is checked, and the judge, whose label has one."""
+        return ({self.to} if self.makes in ("input", "query", *LISTS) else set()) | (
+            {self.judge} if self.verify else set()
+        )
+
+    @property
+    def reads_logprobs(self) -> bool:
+        """For `min_logprob`."""
+        return self.min_logprob is not None
 
     def check(self, where: str) -> None:
-        """Only an example has a label to verify."""
+        """Only an example has a label to verify, and only a query is measured."""
         super().check(where)
+        if self.min_logprob is not None and self.makes != "query":
+            cause = f"min_logprob has no effect on makes: {self.makes}"
+            raise bad_stage(cause, f"{where}.min_logprob", "makes: query")
         if self.verify and self.makes != "input":
             raise bad_stage("there is no label to verify", f"{where}.verify", "makes: input")
+        if self.answers == "fact" and self.makes != "pairs":
+            raise bad_stage(f"makes: {self.makes} has no answers", f"{where}.answers", "makes: pairs")
         if self.makes not in LISTS and "ask_for" in self.model_fields_set:
             raise bad_stage(f"makes: {self.makes} is one a call", f"{where}.ask_for", "makes: tasks or pairs; or n")
         if not self.verify and "judge" in self.model_fields_set:
@@ -121,19 +142,26 @@ class Write(Stage):
         number = job.meta["nth"]
         assert isinstance(number, int)
         label = job.output if self.makes == "input" else ""
+        checks: dict[str, Callable[[Reply], str | None]] = {
+            "input": lambda reply: _names(label, reply.text),
+            "query": lambda reply: _no_query(reply.text, job.text or job.task),
+        }
         reply = await ask(
             self.prompt,
             nth=number,
             schema=LISTS.get(self.makes),
-            check=(lambda reply: _names(label, reply.text)) if label else None,
+            check=checks.get(self.makes),
             label=job.output,
             path=path_of(job),
             title=title_of(job),
             count=self.ask_for,
+            fact=told(job),
             **task_variables(job),
         )
         if self.makes in LISTS:
             return self._listed(job, reply)
+        if self.makes == "query":
+            return [self._query(job, reply)]
         text = bare(split_thinking(reply.text)[1])
         if not terms(text):
             raise Rejected("empty_text", f"finish: {reply.finish}")
@@ -153,39 +181,57 @@ class Write(Stage):
         return [self.child(job, *replies, writes=(field,), finish=reply.finish, history=(), **content)]
 
     def _listed(self, job: Record, reply: Reply) -> list[Row]:
-        """The tasks of a list, each a record that keeps the text it is about."""
+        """The rows of a list; of a fact those that agree with it, beside it as it was told."""
         made = LISTS[self.makes].model_validate_json(reply.text)
-        listed = (
-            [(each, "") for each in made.tasks]
-            if isinstance(made, Tasks)
-            else [(p.question, p.response) for p in made.pairs]
-        )
-        rows, seen = list[Row](), set[tuple[str, ...]]()
-        for place, (task, answer) in enumerate(listed):
-            content = {**EMPTY, "text": job.text or job.task, "instruction": task, "output": answer}
-            writes = ("instruction", "output") if answer else ("instruction",)
-            row = self.child(
-                job, reply, writes=writes, meta={"place": place}, finish=reply.finish, history=(), **content
-            )
-            known = tuple(terms(task))
-            if known in seen:
-                rows.append(row.rejected(self.name, "duplicate", "the task stands twice in one list"))
-            elif len(seen) == self.ask_for:
-                rows.append(row.rejected(self.name, "not_asked_for", f"item {place + 1} of {self.ask_for}"))
-            else:
-                seen.add(known)
-                rows.append(row)
+        if self.answers == "any":
+            return listed(self, job, reply, made, self.ask_for)
+        rows, values = list[Row](), values_of(job)
+        for row in listed(self, job.model_copy(update={"text": told(job)}), reply, made, self.ask_for):
+            fate = disagrees(row.instruction, row.output, values) if isinstance(row, Record) else None
+            rows.append(row.rejected(self.name, *fate) if fate and isinstance(row, Record) else row)
         return rows
+
+    def _query(self, job: Record, reply: Reply) -> Row:
+        """The query with the text that it is for; a reject where its tokens were too unlikely."""
+        query, mean = _asked(reply.text), mean_logprob(reply.body)
+        meta: dict[str, JsonValue] = {} if mean is None else {"logprob": round(mean, 4)}
+        content = {**EMPTY, "text": job.text or job.task, "instruction": query, "history": ()}
+        row = self.child(job, reply, writes=("instruction",), meta=meta, finish=reply.finish, **content)
+        if self.min_logprob is None or (mean is not None and mean >= self.min_logprob):
+            return row
+        if mean is None:
+            return row.rejected(self.name, "no_logprobs", "the reply has none")
+        return row.rejected(self.name, "low_logprob", f"{mean:.2f}, {self.min_logprob:g} is the least")
 
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
         """What is written, or a judge's label. The judge is not told the label: an example carries it, spelt backwards."""
         if self.makes in LISTS:
-            pairs = [Pair(question=f"What is {words(8)}?", response=words(20)) for _ in range(self.ask_for)]
+            held = f" {variables['fact']}" if self.answers == "fact" else ""
+            pairs = [Pair(question=f"What is {words(8)}?", response=words(20) + held) for _ in range(self.ask_for)]
             made = Tasks(tasks=[pair.question for pair in pairs]) if self.makes == "tasks" else Pairs(pairs=pairs)
             return made.model_dump_json()
         if prompt == self.verify:
             return Label(label=str(variables["input"]).rpartition(MARK)[2][::-1]).model_dump_json()
+        if self.makes == "query":
+            return words(8)
         return f"{words(30)}{MARK}{variables['label'][::-1]}" if self.makes == "input" else words(0)
+
+
+def _asked(text: str) -> str:
+    return bare(ASKED.sub("", alone(split_thinking(text)[1]))).strip()
+
+
+def _no_query(text: str, source: str) -> str | None:
+    """What is wrong with a query."""
+    query = _asked(text)
+    if not terms(query):
+        return "there is no query in it"
+    if "\n" in query:
+        return "it has more than one line, and one query is asked for"
+    said, known = units(query), f" {' '.join(units(source))} "
+    if any(f" {' '.join(said[at : at + COPIED])} " in known for at in range(len(said) - COPIED + 1)):
+        return "it is copied from the document; say it as somebody would who has not read it"
+    return None
 
 
 def _names(label: str, text: str) -> str | None:
@@ -194,62 +240,27 @@ def _names(label: str, text: str) -> str | None:
     return f"it names the label, {label!r}" if len(named) > 3 and f" {named} " in f" {said} " else None
 
 
-Item = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
-
-
-class Items(BaseModel):
-    """The parts of a subject."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    items: list[Item]
-
-
-class Branch(Stage):
-    """Divide a subject into its parts, each a record below it: GLAN's taxonomy of human knowledge (arXiv 2402.13064).
-
-    The path from the field downwards is `meta.path`. Each subject has a quota of `ask_for` parts: what comes above it,
-    or twice, is a reject, and so is what is missing, so that the shares of the branches are what they were set to.
-    """
-
-    stage: Literal["curate"] = "curate"
-    method: Literal["branch"] = "branch"
-    prompt: PromptFile
-    ask_for: int = Field(5, ge=1, le=200)
-
-    gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": frozenset({"path", "count", "extra"})}
-    consumes: ClassVar[bool] = True
-
-    @property
-    def validates(self) -> set[str]:
-        """The teacher, whose list has a schema."""
-        return {self.to}
-
-    async def run(self, job: Record, ask: Ask) -> list[Row]:
-        """One call; a record for each part."""
-        path = path_of(job)
-        reply = await ask(self.prompt, schema=Items, path=path, count=self.ask_for, extra=job.extra)
-        rows: list[Row] = []
-        seen: set[tuple[str, ...]] = set()
-        for place, item in enumerate(Items.model_validate_json(reply.text).items):
-            meta: dict[str, JsonValue] = {"path": [*path, item], "place": place}
-            row = self.child(job, reply, writes=("text",), meta=meta, **{**EMPTY, "text": item})
-            known = tuple(terms(item))
-            if known in seen:
-                rows.append(row.rejected(self.name, "duplicate", f"{item} stands twice below {path[-1]}"))
-            elif len(seen) == self.ask_for:
-                rows.append(row.rejected(self.name, "not_asked_for", f"item {place + 1} of {self.ask_for}"))
-            else:
-                seen.add(known)
-                rows.append(row)
-        for missing in range(len(seen), self.ask_for):
-            lost = job.model_copy(update={"calls": (*job.calls, reply.key)})
-            rows.append(lost.rejected(self.name, "missing_item", f"item {missing + 1} of {self.ask_for} did not come"))
-        return rows
-
-    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
-        """The list that is asked for."""
-        return Items(items=[f"{number} {words(4)}" for number in range(self.ask_for)]).model_dump_json()
+def listed(stage: Stage, job: Record, reply: Reply, made: Tasks | Pairs, most: int) -> list[Row]:
+    """The tasks of a list, each a record that keeps the text it is about; a reject what stands twice or over `most`."""
+    items = (
+        [(each, "") for each in made.tasks]
+        if isinstance(made, Tasks)
+        else [(each.question, each.response) for each in made.pairs]
+    )
+    rows, seen = list[Row](), set[tuple[str, ...]]()
+    for place, (task, answer) in enumerate(items):
+        content = {**EMPTY, "text": job.text or job.task, "instruction": task, "output": answer}
+        writes = ("instruction", "output") if answer else ("instruction",)
+        row = stage.child(job, reply, writes=writes, meta={"place": place}, finish=reply.finish, history=(), **content)
+        known = tuple(terms(task))
+        if known in seen:
+            rows.append(row.rejected(stage.name, "duplicate", "the task stands twice in one list"))
+        elif len(seen) == most:
+            rows.append(row.rejected(stage.name, "not_asked_for", f"item {place + 1} of {most}"))
+        else:
+            seen.add(known)
+            rows.append(row)
+    return rows
 
 
 def path_of(job: Record) -> list[str]:
