@@ -20,6 +20,7 @@ from kdgen.errors import UserError
 from kdgen.export import Alpaca, Messages, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
+from kdgen.sandbox.box import Sandbox
 from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.cite import Cite, Grade
@@ -27,6 +28,7 @@ from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.program import Program, Tora
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -50,10 +52,26 @@ SEEDS = [
     {"id": "f", "instruction": "Please say sorry"},
     {"id": "g", "instruction": "Rate the following words: red"},
 ]
+# Takes some of everything that the sandbox counts.
+GREEDY = """import os, time
+x = bytearray(b"1") * (90 << 20)
+while time.process_time() < 1.1: pass
+open("a", "wb").write(bytes(3 << 20))
+if not os.fork(): time.sleep(0.3); os._exit(0)
+os.wait()
+print("x" * 200)"""
+GREEDY_PROMPT = "---\nabout: x\nvariables: {instruction: x}\n---\n[[user]]\nTake a lot. {{ instruction }}\n"
 RULES = [
+    {"contains": "Take a lot", "reply": f"```python\n{GREEDY}\n```"},
     {
         "regex": r"(?s)from documents alone.*?\[1\]\n(\w+ \w+ \w+)",
         "reply": '{"evidence": ["\\1"], "reasoning": "So it is.", "response": "It is {digest}."}',
+    },
+    {"regex": r"(?s)Write one ```python block.*\Z", "reply": "Well.\n```python\nprint(4)\n```"},
+    {"regex": r"(?s)```output\n(.{1,40}).*\Z", "reply": "So it is.\nAnswer: \\1"},
+    {
+        "contains": "solve problems with Python",
+        "reply": "Well.\n```python\nimport os\nprint('red', os.path.exists('/etc/passwd'))\n```",
     },
     {"contains": '"tasks"', "reply": '{"tasks": ["Why is it red?", "Why is it blue?"]}'},
     {"regex": "(?s)check answers.*sky", "reply": '{"reason": "So it is.", "score": 2}'},
@@ -102,6 +120,22 @@ SAY = {"stage": "expand", "method": "paraphrase", "prompt": "expand/paraphrase",
 PARAPHRASE = {"stages": [{**SAY, "compare": "expand/paraphrase/compare"}]}
 JUDGED = {"answer": "label/answer", "score": "expand/hard-cases/score", "student": "teacher", "gap": 0}
 HARD = {"stages": [{"stage": "expand", "method": "hard-cases", **JUDGED}]}
+HARMLESS = {"isolation": "none", "cpu": 1}
+PROGRAM = {
+    "stages": [{"stage": "label", "method": "program", "prompt": "label/program", "thought": "label/rationale"}],
+    "sandbox": HARMLESS,
+    "seeds": {"path": "s.jsonl", "limit": 2},
+}
+TORA = {
+    "stages": [{"stage": "label", "method": "tora", "prompt": "label/tora", "on_disagree": "keep"}],
+    "sandbox": HARMLESS,
+    "seeds": {"path": "s.jsonl", "limit": 2},
+}
+BOXED = {
+    "stages": [{"stage": "label", "method": "program", "prompt": "./greedy.md", "on_disagree": "keep"}],
+    "sandbox": {"isolation": "none"},
+    "seeds": {"path": "s.jsonl", "limit": 1},
+}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
 EXPAND = {
     "stages": [
@@ -130,6 +164,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "dedupe": "dedupe=[{method: rouge-l, threshold: 0.5}]",
             "export": "export.format=alpaca",
             "budget": "budget.tokens=150",
+            "sandbox": "sandbox.cpu=1",
             "target": "target=1",
             "use": "use=research",
             "student": "student=Mine-8B",
@@ -289,6 +324,46 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "on_disagree": S + "on_disagree=reject",
         },
     ),
+    (
+        Program,
+        PROGRAM,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/brief",
+            "thought": S + "thought=label/brief",
+            "thoughts": S + "thoughts=both",
+            "trigger": S + "trigger=Go.",
+            "on_disagree": S + "on_disagree=keep",
+        },
+    ),
+    (
+        Tora,
+        TORA,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/brief",
+            "rounds": S + "rounds=1",
+            "on_disagree": S + "on_disagree=reject",
+        },
+    ),
+    (
+        Sandbox,
+        BOXED,
+        {
+            "cpu": "sandbox.cpu=1",
+            "wall": "sandbox.wall=0.1",
+            "memory": "sandbox.memory=64",
+            "processes": "sandbox.processes=1",
+            "disk": "sandbox.disk=1",
+            "output": "sandbox.output=100",
+            "python": "sandbox.python=nowhere/python",
+        },
+    ),
+    (Sandbox, TORA, {"isolation": "sandbox.isolation=auto"}),
     (
         SelfInstruct,
         EXPAND,
@@ -467,6 +542,7 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
     (tmp_path / "bad.jsonl").write_text(json.dumps(SEEDS[0]) + "\nno\n")
     (tmp_path / "other.jsonl").write_text(json.dumps(SEEDS[0]) + "\n")
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
+    (tmp_path / "greedy.md").write_text(GREEDY_PROMPT)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text(
         "# Sea\n\nName a fish.\n\n# Sky\n\nName a bird that\nsings. Name one that\nflies at night.\n"

@@ -13,6 +13,7 @@ from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.program import Program, Tora
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -30,6 +31,8 @@ AnyStage = Annotated[
     Annotated[Answer, Tag("label/answer")]
     | Annotated[Rationale, Tag("label/rationale")]
     | Annotated[Sample, Tag("label/sample")]
+    | Annotated[Program, Tag("label/program")]
+    | Annotated[Tora, Tag("label/tora")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
@@ -46,6 +49,8 @@ METHODS = (
     "label/answer",
     "label/rationale",
     "label/sample",
+    "label/program",
+    "label/tora",
     "expand/self-instruct",
     "expand/evol",
     "expand/paraphrase",
