@@ -27,6 +27,7 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.sample import Sample
@@ -62,6 +63,12 @@ os.wait()
 print("x" * 200)"""
 GREEDY_PROMPT = "---\nabout: x\nvariables: {instruction: x}\n---\n[[user]]\nTake a lot. {{ instruction }}\n"
 RULES = [
+    {
+        "contains": "Lines of code:",
+        "reply": "[Problem]\nSay {digest}.\n[Solution]\n```python\nx = 1\n```\n[Tests]\n```python\n"
+        + "assert x\n" * 3
+        + "```",
+    },
     {"contains": "Take a lot", "reply": f"```python\n{GREEDY}\n```"},
     {
         "regex": r"(?s)from documents alone.*?\[1\]\n(\w+ \w+ \w+)",
@@ -70,7 +77,7 @@ RULES = [
     {"regex": r"(?s)Write one ```python block.*\Z", "reply": "Well.\n```python\nprint(4)\n```"},
     {"regex": r"(?s)```output\n(.{1,40}).*\Z", "reply": "So it is.\nAnswer: \\1"},
     {
-        "contains": "solve problems with Python",
+        "contains": "short Python programs, which are run",
         "reply": "Well.\n```python\nimport os\nprint('red', os.path.exists('/etc/passwd'))\n```",
     },
     {"contains": '"tasks"', "reply": '{"tasks": ["Why is it red?", "Why is it blue?"]}'},
@@ -130,6 +137,11 @@ TORA = {
     "stages": [{"stage": "label", "method": "tora", "prompt": "label/tora", "on_disagree": "keep"}],
     "sandbox": HARMLESS,
     "seeds": {"path": "s.jsonl", "limit": 2},
+}
+SNIPPETS = {
+    "stages": [{"stage": "curate", "method": "oss-instruct", "prompt": "curate/oss-instruct"}],
+    "sandbox": HARMLESS,
+    "seeds": {"path": "docs/a.md"},
 }
 BOXED = {
     "stages": [{"stage": "label", "method": "program", "prompt": "./greedy.md", "on_disagree": "keep"}],
@@ -361,6 +373,19 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "disk": "sandbox.disk=1",
             "output": "sandbox.output=100",
             "python": "sandbox.python=nowhere/python",
+        },
+    ),
+    (
+        OssInstruct,
+        SNIPPETS,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/brief",
+            "n": S + "n=2",
+            "lines": S + "lines=1",
+            "asserts": S + "asserts=4",
         },
     ),
     (Sandbox, TORA, {"isolation": "sandbox.isolation=auto"}),

@@ -314,5 +314,78 @@ def test_the_teacher_is_shown_what_ran_and_not_what_it_said_would_come_out(
 def test_a_conversation_ends_after_its_rounds(program: Callable[..., Any], sent: list[Any], tmp_path: Path) -> None:
     rules = [{"contains": "Question", "reply": block("print(1)")}]
     said = program(*FREE, "--set", "stages.0.rounds=2", rules=rules, seeds=SEEDS[:1], method="tora")
-    assert said.code == 5 and len(sent) == 3 and "no last line" in said.err
+    assert said.code == 5 and len(sent) == 3 + 1 and "no last line" in said.err
     assert "No more programs" in sent[2]["messages"][-1]["content"]
+
+
+def reply(solution: str, tests: str) -> str:
+    return f"[Problem]\nSay {{digest}}.\n\n[Solution]\n```python\n{solution}\n```\n\n[Tests]\n```python\n{tests}\n```\n"
+
+
+PASSES = reply("def f(x):\n    return x", "assert f(1) == 1\nassert f(2) == 2\nassert f(3) == 3")
+CODE = [{"id": name, "text": "\n".join(f"{name}{n} = {n}" for n in range(40))} for name in "pqr"]
+
+
+@pytest.fixture
+def curate(kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path) -> Callable[..., Any]:
+    """`kdgen curate --method oss-instruct` over CODE, unisolated."""
+
+    def run(*sets: str, rules: list[Any], seeds: list[dict[str, Any]] = CODE) -> Any:
+        write_seeds(tmp_path / "c.jsonl", seeds)
+        knobs = [part for each in ("sandbox.isolation=none", "dedupe=[]", *sets) for part in ("--set", each)]
+        asked = ("curate", "c.jsonl", "-m", "oss-instruct", "-t", script(*rules), "-o", "out", "--ledger", "c.db")
+        return kdgen(*asked, *knobs, "--json", "-q")
+
+    return run
+
+
+def test_snippets_stay_where_they_are_when_a_seed_is_added(curate: Callable[..., Any], tmp_path: Path) -> None:
+    assert json.loads(curate("stages.0.n=6", rules=[PASSES], seeds=CODE[:2]).out)["requests"]["sent"] == 12
+    before = {(row["seeds"][0], row["meta"]["nth"]): row for row in rows(tmp_path / "out")}
+    assert json.loads(curate("stages.0.n=6", rules=[PASSES]).out)["requests"]["sent"] == 6
+    after = {(row["seeds"][0], row["meta"]["nth"]): row for row in rows(tmp_path / "out")}
+    assert len(after) == 18 and {key: after[key] for key in before} == before
+    again = published(tmp_path / "out", card=True)
+    assert json.loads(curate("stages.0.n=6", rules=[PASSES]).out)["requests"]["sent"] == 0
+    assert published(tmp_path / "out", card=True) == again
+    sources = {seed["id"]: seed["text"].splitlines() for seed in CODE}
+    sizes = set()
+    for (seed, _), row in after.items():
+        first, last = row["meta"]["lines"]
+        assert row["meta"]["snippet"].splitlines() == sources[seed][first - 1 : last]
+        sizes.add(last - first + 1)
+        assert (row["text"], row["parents"]) == ("", [seed])
+    assert min(sizes) >= 1 and max(sizes) <= 15 and len(sizes) > 4
+
+
+CHEATS = {
+    "ends early": (reply("import os\nos._exit(0)", "assert f(1)\nassert f(2)\nassert f(3)"), "tests_not_run"),
+    "says that all is well": (
+        reply("print('all tests passed')\nraise SystemExit", "assert f(1)\nassert f(2)\nassert f(3)"),
+        "tests_not_run",
+    ),
+    "tests its own copy": (
+        reply("def f(x):\n    return x", "def f(x):\n    return x\nassert f(1)\nassert f(2)\nassert f(3)"),
+        "tests_check_nothing",
+    ),
+    "tests nothing": (reply("def f(x):\n    return x", "assert True\nassert 1\nassert 2"), "tests_check_nothing"),
+    "is wrong": (reply("def f(x):\n    return x", "assert f(1)\nassert f(2)\nassert f(3) == 4, 'no'"), "tests_failed"),
+    "does not end": (reply("def f(x):\n    while True: x += 1", "assert f(1)\nassert f(2)\nassert f(3)"), "program_timeout"),
+    "is no Python": (reply("function f(x) { return x }", "assert f(1)\nassert f(2)\nassert f(3)"), "program_failed"),
+    "has no tests": ("[Problem]\nSay so.\n[Solution]\n```python\nx = 1\n```\n", "invalid_output"),
+    "is out of order": ("[Tests]\n[Solution]\n[Problem]\n", "invalid_output"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_solution_that_has_not_passed_tests_of_its_own_is_a_reject(
+    curate: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    text, reason = CHEATS[name]
+    seeds = [{"id": "bad", "text": "bad = 1"}, {"id": "good", "text": "good = 1"}]
+    said = curate("sandbox.cpu=1", rules=[{"contains": "bad = 1", "reply": text}, PASSES], seeds=seeds)
+    assert said.code == 0, said.err
+    (reject,) = rows(tmp_path / "out", "rejects.jsonl")
+    assert (reject["reason"], reject["seeds"], len(reject["calls"])) == (reason, ["bad"], 1), reject
+    if name == "is wrong":
+        assert reject["detail"] == "assert f(3) == 4, 'no'"

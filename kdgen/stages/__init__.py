@@ -12,6 +12,7 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.sample import Sample
@@ -41,7 +42,8 @@ AnyStage = Annotated[
     | Annotated[Branch, Tag("curate/branch")]
     | Annotated[Cite, Tag("curate/cite")]
     | Annotated[Grade, Tag("curate/grade")]
-    | Annotated[Dialogue, Tag("curate/dialogue")],
+    | Annotated[Dialogue, Tag("curate/dialogue")]
+    | Annotated[OssInstruct, Tag("curate/oss-instruct")],
     Discriminator(_which),
 ]
 
@@ -60,6 +62,7 @@ METHODS = (
     "curate/cite",
     "curate/grade",
     "curate/dialogue",
+    "curate/oss-instruct",
 )
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]

@@ -152,6 +152,9 @@ class Tora(Stage):
             replies.append(reply)
             text = split_thinking(reply.text)[1]
             source, said = first_program(text)
+            if ends and (answered := _before(text)):
+                text = answered
+                break
             if last or not source:
                 break
             ends.append(await ask.execute(source, guess=" ".join(gold.split()) or "1"))
@@ -213,6 +216,12 @@ def _written(reply: Reply) -> str | None:
 
 def _final(reply: Reply) -> str | None:
     return None if split_answer(split_thinking(reply.text)[1])[1] else 'it has no last line "Answer: …"'
+
+
+def _before(text: str) -> str:
+    """A text up to its first fenced block, where that much has an answer: what comes first counts."""
+    head = text.partition("```")[0].strip()
+    return head if split_answer(head)[1] else ""
 
 
 def _next(reply: Reply) -> str | None:
