@@ -181,6 +181,7 @@ HOSTILE = {
     "program_processes": "import os\nwhile True: os.fork()",
     "program_killed": "import os; os.kill(os.getpid(), 11)",
     "program_silent": "x = 3",
+    "program_silent: it printed None": "print(print(end=''))",
 }
 BLOCKED = {
     "a socket": "import socket; socket.create_connection(('192.0.2.1', 80), 2)",
@@ -194,13 +195,14 @@ BLOCKED = {
 @needs_walls
 @pytest.mark.parametrize("name", [*HOSTILE, *BLOCKED])
 def test_each_end_of_a_program_has_its_reason(program: Callable[..., Any], tmp_path: Path, name: str) -> None:
-    source, reason = HOSTILE.get(name) or BLOCKED[name], name if name in HOSTILE else "program_blocked"
+    source = HOSTILE.get(name) or BLOCKED[name]
+    reason, _, detail = name.partition(": ") if name in HOSTILE else ("program_blocked", "", "")
     rules = [{"contains": "Question a", "reply": block(source)}, block("print(1)")]
     limits = ("--set", "sandbox.cpu=1", "--set", "sandbox.memory=192")
     said = program(*ALONE, *limits, rules=rules, seeds=SEEDS[:2])
     assert said.code == 0, said.err
     (reject,) = rows(tmp_path / "out", "rejects.jsonl")
-    assert (reject["reason"], len(reject["calls"])) == (reason, 1) and reject["detail"], reject
+    assert (reject["reason"], len(reject["calls"])) == (reason, 1) and detail in reject["detail"] != "", reject
 
 
 def test_a_machine_without_room_ends_the_run(program: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from kdgen.stages.answer import TASK, asked_of, compared, reasoned, task_variabl
 from kdgen.stages.base import Ask, Stage, bad_stage, gathered
 from kdgen.teachers.base import Reply
 
-SHOWN = 2000  # characters of what a program printed that its writer is shown
+SHOWN = 2000  # characters of what a program printed that its writer is shown, and that a row keeps
 NEAR = 1e-6
+NOTHING = ("None", "nan")  # what Python says of a value that is not there
 
 
 class Program(Stage):
@@ -76,8 +77,10 @@ class Program(Stage):
         printed = printed_by(await ask.execute(source, guess=" ".join(gold.split()) or "1"))
         last = printed.splitlines()[-1].strip()
         answer = split_answer(last)[1] or last
+        if answer in NOTHING and not gold:
+            raise Rejected("program_silent", f"it printed {answer}")
         meta = compared(job, answer, near_answer, reject=self.on_disagree == "reject")
-        meta |= {"way": "program", "printed": printed}
+        meta |= {"way": "program", "printed": printed[:SHOWN]}
         return self._row(job, reply, said, answer, meta, **self._triggered(job))
 
     async def _thought(self, job: Record, ask: Ask) -> Record:
@@ -151,12 +154,9 @@ class Tora(Stage):
             reply = await ask(self.prompt, history=before, check=check, gold=gold, **state)
             replies.append(reply)
             text = split_thinking(reply.text)[1]
+            if ends and (answer := _answered(text)):
+                break
             source, said = first_program(text)
-            if ends and (answered := _before(text)):
-                text = answered
-                break
-            if last or not source:
-                break
             ends.append(await ask.execute(source, guess=" ".join(gold.split()) or "1"))
             # What follows a program was said before it ran: it is what the teacher believes, not what came out.
             shown_before, shown = self.prompt.render({**self.drawn(job), **state}), _shown(ends[-1])
@@ -164,14 +164,14 @@ class Tora(Stage):
             before.append(Message(role="assistant", content=said))
             told += [Message(role="assistant", content=said), Message(role="tool", content=shown)]
         printed_by(ends[-1])
-        meta = compared(job, split_answer(text)[1], near_answer, reject=self.on_disagree == "reject")
+        meta = compared(job, split_answer(answer)[1], near_answer, reject=self.on_disagree == "reject")
         row = self.child(
             job,
             *replies,
             writes=("history", "output"),
             meta={**meta, "programs": [end.reason for end in ends]},
             history=(*job.history, *told),
-            output=text,
+            output=answer,
             reasoning="",
             finish=reply.finish,
             **asked_of(job),
@@ -215,12 +215,15 @@ def _written(reply: Reply) -> str | None:
 
 
 def _final(reply: Reply) -> str | None:
-    return None if split_answer(split_thinking(reply.text)[1])[1] else 'it has no last line "Answer: …"'
+    return (
+        None if _answered(split_thinking(reply.text)[1]) else 'it has no last line "Answer: …", or a program before it'
+    )
 
 
-def _before(text: str) -> str:
-    """A text up to its first fenced block, where that much has an answer: what comes first counts."""
-    head = text.partition("```")[0].strip()
+def _answered(text: str) -> str:
+    """A text up to its first program, where that much has an answer: what comes first counts."""
+    source, said = first_program(text)
+    head = said.removesuffix("```").rpartition("```")[0].strip() if source else text
     return head if split_answer(head)[1] else ""
 
 
