@@ -12,8 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from kdgen.config import Recipe
 from kdgen.errors import BudgetReached, EndpointError, Rejected, UserError
+from kdgen.programs import Programs
 from kdgen.prompts import Prompt
 from kdgen.record import Message, Record
+from kdgen.sandbox.box import Outcome
 from kdgen.stages import AnyStage, Draw
 from kdgen.teachers.base import Call, Params, Reply, Request
 from kdgen.teachers.batch import Batches
@@ -69,6 +71,7 @@ class Desk:
     spent: BudgetReached | None = None
 
     def __post_init__(self) -> None:
+        self.programs = Programs(self.recipe.sandbox, self.ledger, self.halt)
         self._ready: set[str] = set()
         self._seen: set[str] = set()
         for role, spec in self.recipe.leaves():
@@ -77,7 +80,8 @@ class Desk:
     def ready(self, role: str) -> None:
         """At a miss: raise Rejected where the budget is spent.
 
-        At a role's first: raise UserError where it, or a teacher that may be asked after it, lacks something.
+        At a role's first: raise UserError where it, or a teacher that may be asked after it, lacks something, or where
+        programs will be written that cannot be run here.
         """
         if self.spent is not None:
             raise Rejected("budget_reached", "the budget was reached before this was asked")
@@ -86,13 +90,15 @@ class Desk:
         reached = [self.recipe.reach(stage.roles) for stage in self.recipe.stages]
         first = next(place for place, roles in enumerate(reached) if role in roles)
         later = dict.fromkeys(each for roles in reached[first:] for each in roles)
-        for each in later:
-            try:
+        try:
+            for each in later:
                 self.teachers[each].spec.ready()
-            except UserError as error:
-                self.halt.set(error)
-                raise
-            self.notices += [note for note in self.teachers[each].spec.notes() if note not in self.notices]
+                self.notices += [note for note in self.teachers[each].spec.notes() if note not in self.notices]
+            if any(stage.executes for stage in self.recipe.stages[first:]):
+                self.recipe.sandbox.ready()
+        except UserError as error:
+            self.halt.set(error)
+            raise
         self._ready.update(later)
 
     async def complete(self, step: Step, role: str, question: Question, request: Request) -> Reply:
@@ -101,6 +107,10 @@ class Desk:
         if names := self.teachers[role].spec.ignored(step.params[role], reply):
             self._ignored(role, names)
         return reply
+
+    async def execute(self, program: str, stdin: str, files: Mapping[str, str], guess: str) -> Outcome:
+        """How a program ends in the sandbox."""
+        return await self.programs.run(program, stdin, files)
 
     async def recover(self) -> None:
         """Look after the batches that earlier runs left, and import what has ended."""
@@ -205,6 +215,12 @@ class JobAsk:
             if team.unsure(reply, messages[-1]["content"]) is None:
                 return reply
         return await self._whole(route[-1], asked)
+
+    async def execute(
+        self, program: str, /, *, stdin: str = "", files: Mapping[str, str] | None = None, guess: str = ""
+    ) -> Outcome:
+        """See `stages.base.Ask`."""
+        return await self._desk.execute(program, stdin, files or {}, guess)
 
     def fork(self) -> JobAsk:
         """See `stages.base.Ask`."""

@@ -16,6 +16,7 @@ from kdgen.filters import AnyFilter
 from kdgen.prompts import Prompt
 from kdgen.record import Frozen, digest
 from kdgen.resources import builtins, find
+from kdgen.sandbox.box import Sandbox
 from kdgen.seeds import Seeds
 from kdgen.stages import AnyStage
 from kdgen.teachers import AnyTeacher, parse_spec
@@ -63,6 +64,7 @@ class Recipe(Frozen):
     dedupe: tuple[AnyDedupe, ...] = ()
     export: AnyFormat = Messages()
     budget: Budget = Budget()
+    sandbox: Sandbox = Sandbox()
     target: int | None = Field(None, ge=1)
     seed: int = 0
     use: Use = Field("internal", description="what the rows are for; the teachers' terms are judged by it")
@@ -76,6 +78,11 @@ class Recipe(Frozen):
         for role, spec in self.teachers.items():
             if isinstance(spec, TeacherSpec):
                 yield role, spec
+
+    @property
+    def executes(self) -> bool:
+        """Whether a stage runs programs that a teacher wrote."""
+        return any(stage.executes for stage in self.stages)
 
     @property
     def batched(self) -> bool:
@@ -144,6 +151,9 @@ class Recipe(Frozen):
                     hint=f"take it out, or let a stage ask it: `to: {role}`",
                 )
         self._check_use(where, models)
+        if self.sandbox != Sandbox() and not self.executes:
+            cause = "sandbox has no effect: no stage runs programs"
+            raise UserError(cause, where=where(("sandbox",)), hint="take it out")
         for number, method in enumerate(self.dedupe):
             explicit = method.against_seeds and "against_seeds" in method.model_fields_set
             if explicit and not any(stage.consumes for stage in self.stages):
@@ -253,6 +263,9 @@ def _anchor(tree: dict[str, Any], base: Path) -> None:
         for field, isfile in (("path", True), ("api_key_file", True), ("model", _is_file(spec))):
             if isfile and isinstance(spec.get(field), str):
                 spec[field] = str(base / os.path.expanduser(spec[field]))
+    sandbox = tree.get("sandbox")
+    if isinstance(sandbox, dict) and isinstance(sandbox.get("python"), str) and sandbox["python"]:
+        sandbox["python"] = str(base / os.path.expanduser(sandbox["python"]))
     seeds = tree.get("seeds")
     path = seeds.get("path") if isinstance(seeds, dict) else seeds
     if isinstance(path, str) and path != "-" and not path.startswith("package:") and path not in builtins("seeds"):

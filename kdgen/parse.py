@@ -17,6 +17,8 @@ HEADING = re.compile(
 THINK = re.compile(r"\A\s*<(think|thinking|reasoning)>(.*?)(?:</\1>|\Z)\s*", re.S | re.I)
 ANSWER = re.compile(r"^[ \t>*_#]*(?:final[ \t]+)?answer[ \t*_]*(?::|is\b)[ \t*_]*", re.I | re.M)
 FENCE = re.compile(r"\A```[\w-]*\n(.*?)\n?```\Z", re.S)
+BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.S | re.M)
+PYTHON = ("python", "python3", "py", "")
 LEAD_IN = re.compile(
     r"\A(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,20}\s+)?(?:here\b|this is\b)[^\n]{0,80}:[ \t*]*\n\s*", re.I
 )
@@ -80,6 +82,17 @@ def split_answer(text: str) -> tuple[str, str]:
     if boxes:
         return text[: boxes[-1].start()].rstrip().removesuffix("\\[").strip(), boxes[-1].group(1).strip()
     return text.strip(), ""
+
+
+def first_program(text: str) -> tuple[str, str]:
+    """(program, text up to its end): the first fenced block of Python, and what is said until it closes.
+
+    A block without a language is Python. Without a closed block both are empty.
+    """
+    for found in BLOCK.finditer(text):
+        if found.group(1).lower() in PYTHON and found.group(2).strip():
+            return found.group(2).strip("\n"), text[: found.end()].strip()
+    return "", ""
 
 
 def bare(text: str) -> str:

@@ -18,6 +18,7 @@ from kdgen.asking import Desk, Question, Step
 from kdgen.errors import GateFailed
 from kdgen.parse import tokens_of
 from kdgen.runner import Run
+from kdgen.sandbox.box import Outcome
 from kdgen.store import Staging
 from kdgen.teachers.base import Reply, Request, TeacherSpec, Usage
 from kdgen.teachers.prices import Price, Prices
@@ -106,6 +107,11 @@ class PlanDesk(Desk):
 
     async def submit(self) -> None:
         """Nothing is handed in."""
+
+    async def execute(self, program: str, stdin: str, files: Mapping[str, str], guess: str) -> Outcome:
+        """How it ended when it ran, else as the stage guesses: a plan runs no program."""
+        known = self.programs.known(self.programs.key(program, stdin, files))
+        return known or Outcome("ok", 0, guess, "")
 
     async def complete(self, step: Step, role: str, question: Question, request: Request) -> Reply:
         """The ledger's reply, or an invented one; each request is counted once."""

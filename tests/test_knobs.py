@@ -20,6 +20,7 @@ from kdgen.errors import UserError
 from kdgen.export import Alpaca, Messages, Retrieval, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
+from kdgen.sandbox.box import Sandbox
 from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.branch import Branch
@@ -27,7 +28,9 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase, Style
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
@@ -53,10 +56,32 @@ SEEDS = [
     {"id": "f", "instruction": "Please say sorry"},
     {"id": "g", "instruction": "Rate the following words: red"},
 ]
+# Takes some of everything that the sandbox counts.
+GREEDY = """import os, time
+x = bytearray(b"1") * (90 << 20)
+while time.process_time() < 1.1: pass
+open("a", "wb").write(bytes(3 << 20))
+if not os.fork(): time.sleep(0.3); os._exit(0)
+os.wait()
+print("x" * 200)"""
+GREEDY_PROMPT = "---\nabout: x\nvariables: {instruction: x}\n---\n[[user]]\nTake a lot. {{ instruction }}\n"
 RULES = [
+    {
+        "contains": "Lines of code:",
+        "reply": "[Problem]\nSay {digest}.\n[Solution]\n```python\nx = 1\n```\n[Tests]\n```python\n"
+        + "assert x\n" * 3
+        + "```",
+    },
+    {"contains": "Take a lot", "reply": f"```python\n{GREEDY}\n```"},
     {
         "regex": r"(?s)from documents alone.*?\[1\]\n(\w+ \w+ \w+)",
         "reply": '{"evidence": ["\\1"], "reasoning": "So it is.", "response": "It is {digest}."}',
+    },
+    {"regex": r"(?s)Write one ```python block.*\Z", "reply": "Well.\n```python\nprint(4)\n```"},
+    {"regex": r"(?s)```output\n(.{1,40}).*\Z", "reply": "So it is.\nAnswer: \\1"},
+    {
+        "contains": "short Python programs, which are run",
+        "reply": "Well.\n```python\nimport os\nprint('red', os.path.exists('/etc/passwd'))\n```",
     },
     {"contains": '"tasks"', "reply": '{"tasks": ["Why is it red?", "Why is it blue?"]}'},
     {"regex": "(?s)check answers.*sky", "reply": '{"reason": "So it is.", "score": 2}'},
@@ -127,6 +152,27 @@ SAY = {"stage": "expand", "method": "paraphrase", "prompt": "expand/paraphrase",
 PARAPHRASE = {"stages": [{**SAY, "compare": "expand/paraphrase/compare"}]}
 JUDGED = {"answer": "label/answer", "score": "expand/hard-cases/score", "student": "teacher", "gap": 0}
 HARD = {"stages": [{"stage": "expand", "method": "hard-cases", **JUDGED}]}
+HARMLESS = {"isolation": "none", "cpu": 1}
+PROGRAM = {
+    "stages": [{"stage": "label", "method": "program", "prompt": "label/program", "thought": "label/rationale"}],
+    "sandbox": HARMLESS,
+    "seeds": {"path": "s.jsonl", "limit": 2},
+}
+TORA = {
+    "stages": [{"stage": "label", "method": "tora", "prompt": "label/tora", "on_disagree": "keep"}],
+    "sandbox": HARMLESS,
+    "seeds": {"path": "s.jsonl", "limit": 2},
+}
+SNIPPETS = {
+    "stages": [{"stage": "curate", "method": "oss-instruct", "prompt": "curate/oss-instruct"}],
+    "sandbox": HARMLESS,
+    "seeds": {"path": "docs/a.md"},
+}
+BOXED = {
+    "stages": [{"stage": "label", "method": "program", "prompt": "./greedy.md", "on_disagree": "keep"}],
+    "sandbox": {"isolation": "none"},
+    "seeds": {"path": "s.jsonl", "limit": 1},
+}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
 EXPAND = {
     "stages": [
@@ -155,6 +201,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "dedupe": "dedupe=[{method: rouge-l, threshold: 0.5}]",
             "export": "export.format=alpaca",
             "budget": "budget.tokens=150",
+            "sandbox": "sandbox.cpu=1",
             "target": "target=1",
             "use": "use=research",
             "student": "student=Mine-8B",
@@ -359,6 +406,59 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (
+        Program,
+        PROGRAM,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/brief",
+            "thought": S + "thought=label/brief",
+            "thoughts": S + "thoughts=both",
+            "trigger": S + "trigger=Go.",
+            "on_disagree": S + "on_disagree=keep",
+        },
+    ),
+    (
+        Tora,
+        TORA,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/brief",
+            "rounds": S + "rounds=1",
+            "on_disagree": S + "on_disagree=reject",
+        },
+    ),
+    (
+        Sandbox,
+        BOXED,
+        {
+            "cpu": "sandbox.cpu=1",
+            "wall": "sandbox.wall=0.1",
+            "memory": "sandbox.memory=64",
+            "processes": "sandbox.processes=1",
+            "disk": "sandbox.disk=1",
+            "output": "sandbox.output=100",
+            "python": "sandbox.python=nowhere/python",
+        },
+    ),
+    (
+        OssInstruct,
+        SNIPPETS,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/brief",
+            "n": S + "n=2",
+            "lines": S + "lines=1",
+            "asserts": S + "asserts=4",
+        },
+    ),
+    (Sandbox, TORA, {"isolation": "sandbox.isolation=auto"}),
+    (
         SelfInstruct,
         EXPAND,
         {
@@ -536,6 +636,7 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
     (tmp_path / "bad.jsonl").write_text(json.dumps(SEEDS[0]) + "\nno\n")
     (tmp_path / "other.jsonl").write_text(json.dumps(SEEDS[0]) + "\n")
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
+    (tmp_path / "greedy.md").write_text(GREEDY_PROMPT)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text(
         "# Sea\n\nName a fish.\n\n# Sky\n\nName a bird that\nsings. Name one that\nflies at night.\n"

@@ -230,6 +230,11 @@ def check(
         for role, spec in recipe.leaves():
             for need in spec.needs():
                 print(f"    {role}: {need}")
+        if recipe.executes:
+            try:
+                recipe.sandbox.ready()
+            except UserError as error:
+                print(f"    sandbox: {error.cause}")
         for ruling in judge(dict(recipe.leaves()), recipe.use, recipe.student):
             if ruling.status != "allowed" and ruling.acknowledged(recipe.terms.get(ruling.key)).ack is None:
                 print(f"    {ruling.role}: its terms are {ruling.status}; a run needs {ruling.worst.flag}")

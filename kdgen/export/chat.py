@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from kdgen.record import Frozen, Record
+from kdgen.record import Frozen, Message, Record
 
 
 class Format(Frozen):
@@ -32,6 +32,12 @@ class Format(Frozen):
         return record.output
 
 
+def asked(record: Record) -> list[Message]:
+    """The turns before the answer: history and task. A history that ends with what a tool said holds the task already."""
+    tooled = record.history and record.history[-1].role == "tool"
+    return [*record.history, *([] if tooled else [Message(role="user", content=record.task)])]
+
+
 class Messages(Format):
     """`{"messages": [{"role", "content"}, …]}`: TRL, Axolotl, LLaMA-Factory, OpenAI."""
 
@@ -44,8 +50,7 @@ class Messages(Format):
         turns: list[dict[str, str]] = []
         if record.system and self.system == "keep":
             turns.append({"role": "system", "content": record.system})
-        turns += [{"role": turn.role, "content": turn.content} for turn in record.history]
-        turns.append({"role": "user", "content": record.task})
+        turns += [{"role": turn.role, "content": turn.content} for turn in asked(record)]
         last = {"role": "assistant", "content": self.answer(record)}
         if record.reasoning and self.reasoning == "apart":
             last["reasoning_content"] = record.reasoning
@@ -83,8 +88,8 @@ class ShareGPT(Format):
         if not record.instruction or not record.output:
             return None
         names = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
-        turns = [{"from": names[turn.role], "value": turn.content} for turn in record.history]
-        turns += [{"from": "human", "value": record.task}, {"from": "gpt", "value": self.answer(record)}]
+        turns = [{"from": names[turn.role], "value": turn.content} for turn in asked(record)]
+        turns.append({"from": "gpt", "value": self.answer(record)})
         row: dict[str, Any] = {"conversations": turns}
         if record.system and self.system == "keep":
             row["system"] = record.system

@@ -20,7 +20,7 @@ from pydantic import Field
 from kdgen.errors import EndpointError, UserError
 from kdgen.record import Frozen
 
-Reason = Literal["ok", "failed", "timeout", "memory", "processes", "output", "killed"]
+Reason = Literal["ok", "failed", "timeout", "memory", "processes", "output", "killed", "blocked"]
 Mode = Literal["own", "bwrap", "none"]
 PROGRAM = "program.py"
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/nix/store")
@@ -35,12 +35,18 @@ ENVIRONMENT = {
 }  # fmt: skip
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from kdgen.sandbox.jail import main; main()"
 PROBE_SECONDS = 60.0
-# What Python says last when a limit stopped it.
+# What Python says last when a limit or the walls stopped it.
 SIGNS: tuple[tuple[str, Reason], ...] = (
     ("MemoryError", "memory"),
     ("OSError: [Errno 12]", "memory"),
     ("BlockingIOError: [Errno 11]", "processes"),
     ("RuntimeError: can't start new thread", "processes"),
+    ("PermissionError: ", "blocked"),
+    ("OSError: [Errno 30]", "blocked"),
+    ("OSError: [Errno 97]", "blocked"),
+    ("OSError: [Errno 101]", "blocked"),
+    ("socket.gaierror: ", "blocked"),
+    ("urllib.error.URLError: ", "blocked"),
 )
 
 

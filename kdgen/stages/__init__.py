@@ -13,7 +13,9 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
@@ -33,6 +35,8 @@ AnyStage = Annotated[
     Annotated[Answer, Tag("label/answer")]
     | Annotated[Rationale, Tag("label/rationale")]
     | Annotated[Sample, Tag("label/sample")]
+    | Annotated[Program, Tag("label/program")]
+    | Annotated[Tora, Tag("label/tora")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
@@ -43,7 +47,8 @@ AnyStage = Annotated[
     | Annotated[Cite, Tag("curate/cite")]
     | Annotated[Grade, Tag("curate/grade")]
     | Annotated[RoundTrip, Tag("curate/round-trip")]
-    | Annotated[Dialogue, Tag("curate/dialogue")],
+    | Annotated[Dialogue, Tag("curate/dialogue")]
+    | Annotated[OssInstruct, Tag("curate/oss-instruct")],
     Discriminator(_which),
 ]
 
@@ -51,6 +56,8 @@ METHODS = (
     "label/answer",
     "label/rationale",
     "label/sample",
+    "label/program",
+    "label/tora",
     "expand/self-instruct",
     "expand/evol",
     "expand/paraphrase",
@@ -62,6 +69,7 @@ METHODS = (
     "curate/grade",
     "curate/round-trip",
     "curate/dialogue",
+    "curate/oss-instruct",
 )
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import JsonValue
 
+from kdgen.errors import Rejected
 from kdgen.parse import bare, final_answer, same_answer, split_answer, split_thinking
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
@@ -66,14 +67,9 @@ class Rationale(Stage):
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call; a reply without a rationale and an `Answer:` line after it is invalid."""
-        reply = await ask(self.prompt, history=job.history, check=_reasoned, **task_variables(job))
+        reply = await ask(self.prompt, history=job.history, check=reasoned, **task_variables(job))
         rationale, answer = split_answer(split_thinking(reply.text)[1])
-        meta: dict[str, JsonValue] = {}
-        if job.output:
-            gold = final_answer(job.output)
-            meta = {"gold": gold, "agrees": same_answer(answer, gold)}
-            if self.on_disagree == "reject" and not meta["agrees"]:
-                return [job.rejected(self.name, "disagrees_with_gold", f"{bare(answer)[:100]} is not {gold[:100]}")]
+        meta = compared(job, answer, same_answer, reject=self.on_disagree == "reject")
         content = {**asked_of(job), "output": answer, "reasoning": rationale, "finish": reply.finish}
         return [self.child(job, reply, writes=("reasoning", "output"), meta=meta, **content)]
 
@@ -82,7 +78,19 @@ class Rationale(Stage):
         return f"{words(0)}\nAnswer: {words(2)}"
 
 
-def _reasoned(reply: Reply) -> str | None:
+def compared(job: Record, answer: str, same: Callable[[str, str], bool], *, reject: bool) -> dict[str, JsonValue]:
+    """The gold answer, where the record has one, and whether an answer agrees with it. With `reject` raises Rejected where not."""
+    if not job.output:
+        return {}
+    gold = final_answer(job.output)
+    agrees = same(answer, gold)
+    if reject and not agrees:
+        raise Rejected("disagrees_with_gold", f"{bare(answer)[:100]} is not {gold[:100]}")
+    return {"gold": gold, "agrees": agrees}
+
+
+def reasoned(reply: Reply) -> str | None:
+    """What is wrong with a reply that should hold a rationale and an answer after it."""
     rationale, answer = split_answer(split_thinking(reply.text)[1])
     if not answer:
         return 'it has no last line "Answer: …"'

@@ -14,6 +14,7 @@ from kdgen.errors import Pending, Rejected, UserError
 from kdgen.filters import AnyFilter
 from kdgen.prompts import Prompt
 from kdgen.record import Frozen, Message, Record, Row, score
+from kdgen.sandbox.box import Outcome
 from kdgen.stages.near import Near
 from kdgen.teachers.base import Params, Reply
 
@@ -46,6 +47,15 @@ class Ask(Protocol):
         `repairs` says. Raises Rejected where it is cut, refused, filtered or invalid in the end, or does not say that
         it is whole: such a reply is never passed off as a whole answer. So it does, before anything is sent, where the
         prompt fails on the variables or shows nothing of them.
+        """
+
+    async def execute(
+        self, program: str, /, *, stdin: str = "", files: Mapping[str, str] | None = None, guess: str = ""
+    ) -> Outcome:
+        """How a Python program ends in the recipe's sandbox; what runs at once is bounded by the machine's CPUs.
+
+        `files` lie beside it by name. `guess` is what it is taken to print in a plan, which runs nothing. The stage
+        `executes`, so that a machine on which nothing can be isolated is known before anything is sent.
         """
 
     def fork(self) -> Ask:
@@ -127,8 +137,9 @@ class Stage(Frozen):
     A stage looks at one record at a time and chains with no barrier. `gives` names the variables that
     each prompt field is rendered with; a prompt may use fewer. `consumes` means that what comes out is
     new, and the record that went in is not passed on. `cut_is_fine` means that a reply cut at max_tokens
-    is used as far as it goes. Of each of `banks` one entry is drawn a job: its fields are `{{ NAME.field }}` in the
-    stage's prompts, its id stays in `meta.banks`; the one named `system` becomes the job's system message.
+    is used as far as it goes, `executes` that programs are run that a teacher wrote. Of each of `banks` one entry is
+    drawn a job: its fields are `{{ NAME.field }}` in the stage's prompts, its id stays in `meta.banks`; the one named
+    `system` becomes the job's system message.
     """
 
     stage: str
@@ -140,6 +151,7 @@ class Stage(Frozen):
     gives: ClassVar[dict[str, frozenset[str]]] = {}
     consumes: ClassVar[bool] = False
     cut_is_fine: ClassVar[bool] = False
+    executes: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS spend (month TEXT PRIMARY KEY, tokens INTEGER NOT NUL
 CREATE TABLE IF NOT EXISTS parts (id INTEGER PRIMARY KEY, run TEXT NOT NULL, key BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS parts_of_run ON parts (run);
 CREATE TABLE IF NOT EXISTS lost (run TEXT PRIMARY KEY, tokens INTEGER NOT NULL, usd REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS outcomes (key BLOB PRIMARY KEY, outcome BLOB NOT NULL);
 """
 CLAIM = "INSERT OR IGNORE INTO claims SELECT ?,?,? WHERE NOT EXISTS (SELECT 1 FROM calls WHERE key=?)"
 # What a batch has besides: the run that made it; and its items: a reply's room, and what is reserved in which month.
