@@ -21,6 +21,7 @@ from kdgen.export import Alpaca, Messages, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
+from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
@@ -51,6 +52,13 @@ SEEDS = [
     {"id": "g", "instruction": "Rate the following words: red"},
 ]
 RULES = [
+    {
+        "regex": "(?s)Which feeling.*explanation.*sea",
+        "nth": 0,
+        "reply": '{"explanation": "{digest}", "label": "mixed"}',
+    },
+    {"regex": "Which feeling.*", "contains": "explanation", "reply": '{"explanation": "{digest}", "label": "neutral"}'},
+    {"regex": "(?s)answer the first.*explanation", "reply": '{"explanation": "{digest}", "label": "relevant"}'},
     {
         "regex": r"(?s)from documents alone.*?\[1\]\n(\w+ \w+ \w+)",
         "reply": '{"evidence": ["\\1"], "reasoning": "So it is.", "response": "It is {digest}."}',
@@ -103,6 +111,19 @@ PARAPHRASE = {"stages": [{**SAY, "compare": "expand/paraphrase/compare"}]}
 JUDGED = {"answer": "label/answer", "score": "expand/hard-cases/score", "student": "teacher", "gap": 0}
 HARD = {"stages": [{"stage": "expand", "method": "hard-cases", **JUDGED}]}
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
+ANNOTATE: dict[str, Any] = {
+    "stages": [
+        {
+            "stage": "label",
+            "method": "annotate",
+            "prompt": "label/annotate",
+            "codebook": "sentiment",
+            "votes": 3,
+            "least_confidence": 0.6,
+        }
+    ]
+}
+PAIRED = {"stages": [{**ANNOTATE["stages"][0], "codebook": "relevance", "second": "q"}]}
 EXPAND = {
     "stages": [
         {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 2, "novelty": 0.9},
@@ -358,6 +379,23 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (
+        Annotate,
+        ANNOTATE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "codebook": S + "codebook=relevance",
+            "explain": S + "explain=label/annotate/explain",
+            "votes": S + "votes=2",
+            "least_confidence": S + "least_confidence=0.7",
+            "better": S + "better=nobody",
+            "existing": S + "existing=keep",
+        },
+    ),
+    (Annotate, PAIRED, {"second": S + "second=r"}),
+    (
         Length,
         LABEL,
         {
@@ -548,8 +586,8 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE],
-    ids="answer rationale expand evol tasks cite grade".split(),
+    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, ANNOTATE],
+    ids="answer rationale expand evol tasks cite grade annotate".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
 from kdgen.stages.cite import Cite, Grade
@@ -30,6 +31,7 @@ AnyStage = Annotated[
     Annotated[Answer, Tag("label/answer")]
     | Annotated[Rationale, Tag("label/rationale")]
     | Annotated[Sample, Tag("label/sample")]
+    | Annotated[Annotate, Tag("label/annotate")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
@@ -46,6 +48,7 @@ METHODS = (
     "label/answer",
     "label/rationale",
     "label/sample",
+    "label/annotate",
     "expand/self-instruct",
     "expand/evol",
     "expand/paraphrase",
