@@ -23,6 +23,7 @@ from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
 from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
+from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
@@ -52,6 +53,7 @@ SEEDS = [
     {"id": "g", "instruction": "Rate the following words: red"},
 ]
 RULES = [
+    {"contains": '"selected"', "reply": '{"reason": "{digest}", "selected": "direct"}'},
     {
         "regex": "(?s)Which feeling.*explanation.*sea",
         "nth": 0,
@@ -124,6 +126,9 @@ ANNOTATE: dict[str, Any] = {
     ]
 }
 PAIRED = {"stages": [{**ANNOTATE["stages"][0], "codebook": "relevance", "second": "q"}]}
+CHOOSE: dict[str, Any] = {
+    "stages": [{"stage": "label", "method": "choose", "prompt": "label/choose", "bank": "strategies"}, ANSWERED]
+}
 EXPAND = {
     "stages": [
         {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 2, "novelty": 0.9},
@@ -396,6 +401,18 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (Annotate, PAIRED, {"second": S + "second=r"}),
     (
+        Choose,
+        CHOOSE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={tone: tones}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "bank": S + "bank=systems",
+            "by": S + "by=q",
+        },
+    ),
+    (
         Length,
         LABEL,
         {
@@ -586,8 +603,8 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, ANNOTATE],
-    ids="answer rationale expand evol tasks cite grade annotate".split(),
+    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, ANNOTATE, CHOOSE],
+    ids="answer rationale expand evol tasks cite grade annotate choose".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Tag
 from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
+from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
@@ -32,6 +33,7 @@ AnyStage = Annotated[
     | Annotated[Rationale, Tag("label/rationale")]
     | Annotated[Sample, Tag("label/sample")]
     | Annotated[Annotate, Tag("label/annotate")]
+    | Annotated[Choose, Tag("label/choose")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
@@ -49,6 +51,7 @@ METHODS = (
     "label/rationale",
     "label/sample",
     "label/annotate",
+    "label/choose",
     "expand/self-instruct",
     "expand/evol",
     "expand/paraphrase",
