@@ -29,6 +29,7 @@ from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -53,6 +54,8 @@ SEEDS = [
     {"id": "g", "instruction": "Rate the following words: red"},
 ]
 RULES = [
+    {"contains": '"critique"', "reply": '{"critique": "{digest}", "verdict": "revise"}'},
+    {"contains": "Critique:", "reply": "Better {digest}."},
     {"contains": '"selected"', "reply": '{"reason": "{digest}", "selected": "direct"}'},
     {
         "regex": "(?s)Which feeling.*explanation.*sea",
@@ -129,6 +132,8 @@ PAIRED = {"stages": [{**ANNOTATE["stages"][0], "codebook": "relevance", "second"
 CHOOSE: dict[str, Any] = {
     "stages": [{"stage": "label", "method": "choose", "prompt": "label/choose", "bank": "strategies"}, ANSWERED]
 }
+REVISE = {"critique": "label/rewrite/critique", "revise": "label/rewrite/revise", "rounds": 2}
+REWRITE: dict[str, Any] = {"stages": [{"stage": "label", "method": "rewrite", **REVISE}]}
 EXPAND = {
     "stages": [
         {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 2, "novelty": 0.9},
@@ -413,6 +418,21 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (
+        Rewrite,
+        REWRITE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "critique": S + "critique=label/rewrite/critique-task",
+            "revise": S + "revise=label/rewrite/revise-task",
+            "field": S + "field=instruction",
+            "rounds": S + "rounds=1",
+            "chain": S + "chain=true",
+            "judge": S + "judge=nobody",
+        },
+    ),
+    (
         Length,
         LABEL,
         {
@@ -603,8 +623,8 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, ANNOTATE, CHOOSE],
-    ids="answer rationale expand evol tasks cite grade annotate choose".split(),
+    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, ANNOTATE, CHOOSE, REWRITE],
+    ids="answer rationale expand evol tasks cite grade annotate choose rewrite".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

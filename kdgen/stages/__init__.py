@@ -15,6 +15,7 @@ from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.write import Branch, Write
@@ -34,6 +35,7 @@ AnyStage = Annotated[
     | Annotated[Sample, Tag("label/sample")]
     | Annotated[Annotate, Tag("label/annotate")]
     | Annotated[Choose, Tag("label/choose")]
+    | Annotated[Rewrite, Tag("label/rewrite")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
@@ -52,6 +54,7 @@ METHODS = (
     "label/sample",
     "label/annotate",
     "label/choose",
+    "label/rewrite",
     "expand/self-instruct",
     "expand/evol",
     "expand/paraphrase",
