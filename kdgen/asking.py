@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from kdgen.agreement import Agreement
 from kdgen.config import Recipe
 from kdgen.errors import BudgetReached, EndpointError, Rejected, UserError
 from kdgen.programs import Programs
@@ -67,6 +68,7 @@ class Desk:
     teachers: dict[str, Dispatch] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
+    agreement: dict[str, Agreement] = field(default_factory=dict)
     handed: int = 0
     spent: BudgetReached | None = None
 
@@ -225,6 +227,10 @@ class JobAsk:
     def fork(self) -> JobAsk:
         """See `stages.base.Ask`."""
         return JobAsk(self._desk, self._step, self._job)
+
+    def rate(self, units: Iterable[Mapping[str, int]]) -> None:
+        """See `stages.base.Ask`."""
+        self._desk.agreement.setdefault(self._step.stage.name, Agreement()).add(units)
 
     async def _whole(self, role: str, asked: Question) -> Reply:
         """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""

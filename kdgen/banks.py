@@ -14,6 +14,7 @@ on the record and on the entry's id and weight, so that an entry added or taken 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,16 +94,21 @@ def load_bank(path: Path) -> Bank:
         raise explain(error, source, Bank) from None
 
 
-def _resolve(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str):
-        return value
-    base = (info.context or {}).get("base", Path())
-    try:
-        return load_bank(find("banks", value, base))
-    except UserError as error:
-        cause = f"{error.where}: {error.cause}" if error.where else error.cause
-        raise PydanticCustomError("no_prompt", "{cause}", {"cause": cause, "hint": error.hint}) from None
+def named(kind: str, load: Callable[[Path], Any]) -> BeforeValidator:
+    """What turns a name in a recipe, a built-in's or a path relative to the recipe, into what `load` reads there."""
+
+    def resolve(value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        base = (info.context or {}).get("base", Path())
+        try:
+            return load(find(kind, value, base))
+        except UserError as error:
+            cause = f"{error.where}: {error.cause}" if error.where else error.cause
+            raise PydanticCustomError("no_prompt", "{cause}", {"cause": cause, "hint": error.hint}) from None
+
+    return BeforeValidator(resolve)
 
 
-BankFile = Annotated[Bank, BeforeValidator(_resolve)]
+BankFile = Annotated[Bank, named("banks", load_bank)]
 """A recipe's `banks:` entry — a built-in's name or a path relative to the recipe — loaded and checked."""

@@ -68,6 +68,7 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         f"{total['replies']:,} replies of {total['tokens']['input']:,} input and {total['tokens']['output']:,} output "
         "tokens stand behind them; `records.jsonl` names the replies of each row, `rejects.jsonl` says why each lost row was lost.",
         "",
+        *_agreement(manifest),
         "## Provenance",
         "",
         f"- recipe `{manifest['hashes']['recipe']}`",
@@ -78,6 +79,22 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         shown = yaml.safe_dump(example, sort_keys=False, allow_unicode=True, width=100).strip()
         lines += ["", "## One row", "", "~~~yaml", shown, "~~~"]
     return "\n".join(lines) + "\n"
+
+
+def _agreement(manifest: dict[str, Any]) -> list[str]:
+    """How far the raters of a stage agree, over all that they rated, what was lost later included."""
+    if not manifest["agreement"]:
+        return []
+    lines = [
+        "## Agreement",
+        "",
+        "| stage | Fleiss' kappa | pairs that agree | units | ratings |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for stage, rated in manifest["agreement"].items():
+        kappa, observed = ("-" if rated[name] is None else f"{rated[name]:.2f}" for name in ("kappa", "observed"))
+        lines.append(f"| {stage} | {kappa} | {observed} | {rated['units']:,} | {rated['ratings']:,} |")
+    return [*lines, ""]
 
 
 def _terms(manifest: dict[str, Any]) -> list[str]:

@@ -88,6 +88,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
             "cost_usd": round(sum(part.usd for part in everything), 6) if known else None,
         },
         "repairs": dict(run.desk.repairs),
+        "agreement": {name: rated.data() for name, rated in sorted(run.desk.agreement.items())},
         "teachers": {role: _teacher(run, role, spec) for role, spec in recipe.leaves()},
         "teams": {
             role: spec.model_dump(mode="json")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from kdgen.errors import UserError
 
-KINDS = {"configs": ".yaml", "prompts": ".md", "banks": ".yaml", "seeds": ".jsonl"}
-FOLDERS = {"banks": "prompts/banks"}
+KINDS = {"configs": ".yaml", "prompts": ".md", "banks": ".yaml", "codebooks": ".yaml", "seeds": ".jsonl"}
+FOLDERS = {"banks": "prompts/banks", "codebooks": "prompts/codebooks"}
 
 
 @cache

@@ -22,8 +22,10 @@ from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
 from kdgen.seeds import Seeds
+from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.branch import Branch
+from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
@@ -32,6 +34,7 @@ from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase, Style
+from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
@@ -66,6 +69,16 @@ os.wait()
 print("x" * 200)"""
 GREEDY_PROMPT = "---\nabout: x\nvariables: {instruction: x}\n---\n[[user]]\nTake a lot. {{ instruction }}\n"
 RULES = [
+    {"contains": '"critique"', "reply": '{"critique": "{digest}", "verdict": "revise"}'},
+    {"contains": "Critique:", "reply": "Better {digest}."},
+    {"contains": '"selected"', "reply": '{"reason": "{digest}", "selected": "direct"}'},
+    {
+        "regex": "(?s)Which feeling.*explanation.*sea",
+        "nth": 0,
+        "reply": '{"explanation": "{digest}", "label": "mixed"}',
+    },
+    {"regex": "Which feeling.*", "contains": "explanation", "reply": '{"explanation": "{digest}", "label": "neutral"}'},
+    {"regex": "(?s)answer the first.*explanation", "reply": '{"explanation": "{digest}", "label": "relevant"}'},
     {
         "contains": "Lines of code:",
         "reply": "[Problem]\nSay {digest}.\n[Solution]\n```python\nx = 1\n```\n[Tests]\n```python\n"
@@ -174,6 +187,24 @@ BOXED = {
     "seeds": {"path": "s.jsonl", "limit": 1},
 }
 RATIONALE = {"stages": [{"stage": "label", "method": "rationale", "prompt": "label/rationale"}]}
+ANNOTATE: dict[str, Any] = {
+    "stages": [
+        {
+            "stage": "label",
+            "method": "annotate",
+            "prompt": "label/annotate",
+            "codebook": "sentiment",
+            "votes": 3,
+            "least_confidence": 0.6,
+        }
+    ]
+}
+PAIRED = {"stages": [{**ANNOTATE["stages"][0], "codebook": "relevance", "second": "q"}]}
+CHOOSE: dict[str, Any] = {
+    "stages": [{"stage": "label", "method": "choose", "prompt": "label/choose", "bank": "strategies"}, ANSWERED]
+}
+REVISE = {"critique": "label/rewrite/critique", "revise": "label/rewrite/revise", "rounds": 2}
+REWRITE: dict[str, Any] = {"stages": [{"stage": "label", "method": "rewrite", **REVISE}]}
 EXPAND = {
     "stages": [
         {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 2, "novelty": 0.9},
@@ -527,6 +558,50 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (
+        Annotate,
+        ANNOTATE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "codebook": S + "codebook=relevance",
+            "explain": S + "explain=label/annotate/explain",
+            "votes": S + "votes=2",
+            "least_confidence": S + "least_confidence=0.7",
+            "better": S + "better=nobody",
+            "existing": S + "existing=keep",
+        },
+    ),
+    (Annotate, PAIRED, {"second": S + "second=r"}),
+    (
+        Choose,
+        CHOOSE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={tone: tones}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "bank": S + "bank=systems",
+            "by": S + "by=q",
+        },
+    ),
+    (
+        Rewrite,
+        REWRITE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "params": S + "params.temperature=1",
+            "critique": S + "critique=label/rewrite/critique-task",
+            "revise": S + "revise=label/rewrite/revise-task",
+            "field": S + "field=instruction",
+            "rounds": S + "rounds=1",
+            "chain": S + "chain=true",
+            "judge": S + "judge=nobody",
+        },
+    ),
+    (
         Length,
         LABEL,
         {
@@ -718,8 +793,8 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, SAID, QUERIES],
-    ids="answer rationale expand evol tasks cite grade said queries".split(),
+    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, SAID, QUERIES, ANNOTATE, CHOOSE, REWRITE],
+    ids="answer rationale expand evol tasks cite grade said queries annotate choose rewrite".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

@@ -15,11 +15,11 @@ PACKAGE = ROOT / "kdgen"
 # A module may import from lines above its own, and from its own package. A package is named without its modules.
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
-    {"parse", "resources", "sandbox", "tables"},
+    {"agreement", "parse", "resources", "sandbox", "tables"},
     {"filters", "prompts", "readers", "yamls"},
     {"documents"},
     {"banks", "dedupe", "export", "seeds", "store"},
-    {"teachers"},
+    {"codebooks", "teachers"},
     {"stages", "terms"},
     {"config"},
     {"manifest", "programs"},

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
 from kdgen.stages.branch import Branch
+from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
@@ -17,6 +19,7 @@ from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase
+from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
@@ -37,6 +40,9 @@ AnyStage = Annotated[
     | Annotated[Sample, Tag("label/sample")]
     | Annotated[Program, Tag("label/program")]
     | Annotated[Tora, Tag("label/tora")]
+    | Annotated[Annotate, Tag("label/annotate")]
+    | Annotated[Choose, Tag("label/choose")]
+    | Annotated[Rewrite, Tag("label/rewrite")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
@@ -58,6 +64,9 @@ METHODS = (
     "label/sample",
     "label/program",
     "label/tora",
+    "label/annotate",
+    "label/choose",
+    "label/rewrite",
     "expand/self-instruct",
     "expand/evol",
     "expand/paraphrase",

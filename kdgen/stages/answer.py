@@ -20,8 +20,8 @@ TASK = frozenset({"instruction", "input", "system", "text", "extra"})
 class Answer(Stage):
     """Label a task with the teacher's answer: D = {x, y | x ~ X, y ~ p_T(y | I ⊕ c ⊕ x)} (Xu et al., Eq. 3).
 
-    An output that the record had is kept as `meta.gold`. With `existing: keep` a record that has one is
-    passed on unasked.
+    An output that the record had is kept as `meta.gold`; a prompt may show it, `gold`, as a hint. With `existing: keep` a
+    record that has one is passed on unasked.
     """
 
     stage: Literal["label"] = "label"
@@ -29,13 +29,13 @@ class Answer(Stage):
     prompt: PromptFile
     existing: Literal["replace", "keep"] = "replace"
 
-    gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": TASK}
+    gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": TASK | {"gold"}}
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call: the answer as `output`, thinking apart in `reasoning`."""
         if self.existing == "keep" and job.output:
             return [job]
-        reply = await ask(self.prompt, history=job.history, **task_variables(job))
+        reply = await ask(self.prompt, history=job.history, gold=job.output, **task_variables(job))
         thinking, text = split_thinking(reply.text)
         if not text:
             return [job.rejected(self.name, "empty_answer", f"finish: {reply.finish}")]

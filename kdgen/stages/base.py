@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -60,6 +60,9 @@ class Ask(Protocol):
 
     def fork(self) -> Ask:
         """An ask of its own for the same job, with calls of its own, for what is asked at the same time."""
+
+    def rate(self, units: Iterable[Mapping[str, int]]) -> None:
+        """Note how many raters gave each category to each unit of the job, for the run's agreement (Fleiss' kappa)."""
 
 
 async def gathered(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T | Rejected]:

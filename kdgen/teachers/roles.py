@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -11,7 +11,7 @@ from kdgen.errors import UserError
 from kdgen.filters import AnyFilter
 from kdgen.record import Frozen, Record, pick
 from kdgen.teachers.base import Reply
-from kdgen.teachers.chat import MALFORMED
+from kdgen.teachers.logprobs import scored
 
 
 class Pool(Frozen):
@@ -94,14 +94,6 @@ class Cascade(Frozen):
 
 
 def mean_logprob(body: Mapping[str, Any]) -> float | None:
-    """The mean logprob of the sampled tokens of a reply, where it holds them: a chat completion's or a response's."""
-    choices: Sequence[Mapping[str, Any]] = body.get("choices") or ()
-    try:
-        tokens = [token for choice in choices[:1] for token in (choice.get("logprobs") or {}).get("content") or ()]
-        messages = [item for item in body.get("output") or () if item.get("type") == "message"]
-        parts = [part for item in messages for part in item.get("content") or ()]
-        tokens += [token for part in parts for token in part.get("logprobs") or ()]
-        values = [float(token["logprob"]) for token in tokens if "logprob" in token]
-    except (*MALFORMED, ValueError):
-        return None
+    """The mean logprob of the sampled tokens of a reply, where it holds them."""
+    values = [logprob for _, logprob in scored(body)]
     return sum(values) / len(values) if values else None
