@@ -16,9 +16,8 @@ from kdgen.stages.base import Ask, Draw, Stage, bad_stage
 from kdgen.teachers.base import Reply
 
 EMPTY: dict[str, Any] = {"instruction": "", "input": "", "output": "", "reasoning": "", "text": ""}
-
-
 MARK = " ~"
+OWN = frozenset("nth path place span banks grades bucket group round gold".split())
 
 
 class Label(BaseModel):
@@ -70,7 +69,8 @@ class Write(Stage):
     stays with them, without or with answers (Self-QA, arXiv 2305.11952; InPars, arXiv 2202.05144), and `input` an
     example of the seed's label, which is its `output` (ZeroGen, arXiv 2202.07922; AttrPrompt, arXiv 2306.15895). With
     `verify` a judge labels each example without being shown the label, and those that it takes for something else are
-    rejects (the noise that SunGen, arXiv 2205.12679, weighs down).
+    rejects (the noise that SunGen, arXiv 2205.12679, weighs down). `keep_as` keeps the text that was written from in the
+    row's meta under that name: the person whose task it is (PersonaHub, arXiv 2406.20094).
     """
 
     stage: Literal["curate"] = "curate"
@@ -79,6 +79,7 @@ class Write(Stage):
     makes: Literal["text", "task", "tasks", "pairs", "input"] = "text"
     n: int = Field(1, ge=1, le=100_000)
     ask_for: int = Field(1, ge=1, le=100)
+    keep_as: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*$")
     verify: PromptFile | None = None
     judge: str = "teacher"
 
@@ -105,6 +106,10 @@ class Write(Stage):
             raise bad_stage("there is no label to verify", f"{where}.verify", "makes: input")
         if self.makes not in LISTS and "ask_for" in self.model_fields_set:
             raise bad_stage(f"makes: {self.makes} is one a call", f"{where}.ask_for", "makes: tasks or pairs; or n")
+        if self.keep_as and self.makes not in ("text", "task"):
+            raise bad_stage(f"makes: {self.makes} keeps its text anyway", f"{where}.keep_as", "take it out")
+        if self.keep_as in OWN:
+            raise bad_stage(f"meta.{self.keep_as} is kdgen's own", f"{where}.keep_as", "another name")
         if not self.verify and "judge" in self.model_fields_set:
             raise bad_stage("the judge has nothing to do", f"{where}.judge", "name its prompt: verify: curate/verify")
 
@@ -150,7 +155,8 @@ class Write(Stage):
                 lost = job.model_copy(update={"input": text, "calls": (*job.calls, *ask.calls)})
                 return [lost.rejected(self.name, "label_not_confirmed", f"{taken[:100]} is not {job.output[:100]}")]
             replies.insert(0, judged)
-        return [self.child(job, *replies, writes=(field,), finish=reply.finish, history=(), **content)]
+        meta: dict[str, JsonValue] = {self.keep_as: job.text or job.task} if self.keep_as else {}
+        return [self.child(job, *replies, writes=(field,), meta=meta, finish=reply.finish, history=(), **content)]
 
     def _listed(self, job: Record, reply: Reply) -> list[Row]:
         """The tasks of a list, each a record that keeps the text it is about."""
