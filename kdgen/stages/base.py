@@ -142,7 +142,8 @@ class Stage(Frozen):
     new, and the record that went in is not passed on. `cut_is_fine` means that a reply cut at max_tokens
     is used as far as it goes, `executes` that programs are run that a teacher wrote. Of each of `banks` one entry is
     drawn a job: its fields are `{{ NAME.field }}` in the stage's prompts, its id stays in `meta.banks`; the one named
-    `system` becomes the job's system message.
+    `system` becomes the job's system message. Each of `lists` is a bank that is shown whole:
+    `{% for each in NAME %}{{ each.field }}`.
     """
 
     stage: str
@@ -150,6 +151,7 @@ class Stage(Frozen):
     to: str = "teacher"
     params: Params = Params()
     banks: dict[str, BankFile] = {}
+    lists: dict[str, BankFile] = {}
 
     gives: ClassVar[dict[str, frozenset[str]]] = {}
     consumes: ClassVar[bool] = False
@@ -194,8 +196,15 @@ class Stage(Frozen):
         """Raise UserError where the stage cannot work as it is set."""
         shown: set[str] = set()
         for field, prompt in self.prompts():
-            prompt.expect(self.gives[field] | self.banks.keys(), f"{where} ({prompt.name})")
+            if taken := self.lists.keys() & (self.gives[field] | self.banks.keys()):
+                hint = "another name"
+                raise bad_stage(f"{min(taken)!r} is a variable already", f"{where}.lists.{min(taken)}", hint)
+            prompt.expect(self.gives[field] | self.banks.keys() | self.lists.keys(), f"{where} ({prompt.name})")
             shown |= prompt.variables.keys()
+        for name, bank in self.lists.items():
+            if name not in shown:
+                hint = f"declare it in a prompt and go through it: {', '.join(bank.fields)}"
+                raise bad_stage(f"no prompt of this stage shows the bank {name!r}", f"{where}.lists.{name}", hint)
         for name, bank in self.banks.items():
             if name not in shown:
                 hint = f"declare it in a prompt and show a field of it: {', '.join(bank.fields)}"
@@ -227,10 +236,11 @@ class Stage(Frozen):
     def drawn(self, job: Record) -> dict[str, Any]:
         """What a steered job's prompts are rendered with besides: the fields of each entry by the name of its bank."""
         ids = job.meta.get("banks") if self.banks else None
+        whole = {name: [dict(entry.texts) for entry in bank.entries] for name, bank in self.lists.items()}
         if not isinstance(ids, dict):
-            return {}
+            return whole
         found = {name: dict(bank.entry(str(ids[name])).texts) for name, bank in self.banks.items()}
-        return {name: texts["text"] if name == "system" else texts for name, texts in found.items()}
+        return {**whole, **{name: texts["text"] if name == "system" else texts for name, texts in found.items()}}
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One conversation about one job: the rows made of it, rejects among them."""

@@ -22,6 +22,7 @@ EMPTY: dict[str, Any] = {"instruction": "", "input": "", "output": "", "reasonin
 MARK = " ~"
 ASKED = re.compile(r"\A(?:search )?(?:query|question)(?: \d+)?[ \t]*:[ \t]*", re.I)
 COPIED = 8  # words in a row
+OWN = frozenset("nth path place span banks grades bucket group round gold".split())
 
 
 class Label(BaseModel):
@@ -78,6 +79,8 @@ class Write(Stage):
     lower mean logprob (InPars keeps the best); where the teacher gives logprobs, that is `meta.logprob`. `answers: fact`
     takes the seed for a fact (a triple, a row of a table, an exam question with its answer): of `pairs` those are rejects
     whose answer says none of its values, or only what the question says itself.
+    `keep_as` keeps the text that was written from in the
+    row's meta under that name: the person whose task it is (PersonaHub, arXiv 2406.20094).
     """
 
     stage: Literal["curate"] = "curate"
@@ -88,6 +91,7 @@ class Write(Stage):
     ask_for: int = Field(1, ge=1, le=100)
     answers: Literal["any", "fact"] = "any"
     min_logprob: float | None = Field(None, le=0)
+    keep_as: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*$")
     verify: PromptFile | None = None
     judge: str = "teacher"
 
@@ -126,6 +130,10 @@ class Write(Stage):
             raise bad_stage(f"makes: {self.makes} has no answers", f"{where}.answers", "makes: pairs")
         if self.makes not in LISTS and "ask_for" in self.model_fields_set:
             raise bad_stage(f"makes: {self.makes} is one a call", f"{where}.ask_for", "makes: tasks or pairs; or n")
+        if self.keep_as and self.makes not in ("text", "task"):
+            raise bad_stage(f"makes: {self.makes} keeps its text anyway", f"{where}.keep_as", "take it out")
+        if self.keep_as in OWN:
+            raise bad_stage(f"meta.{self.keep_as} is kdgen's own", f"{where}.keep_as", "another name")
         if not self.verify and "judge" in self.model_fields_set:
             raise bad_stage("the judge has nothing to do", f"{where}.judge", "name its prompt: verify: curate/verify")
 
@@ -178,7 +186,8 @@ class Write(Stage):
                 lost = job.model_copy(update={"input": text, "calls": (*job.calls, *ask.calls)})
                 return [lost.rejected(self.name, "label_not_confirmed", f"{taken[:100]} is not {job.output[:100]}")]
             replies.insert(0, judged)
-        return [self.child(job, *replies, writes=(field,), finish=reply.finish, history=(), **content)]
+        meta: dict[str, JsonValue] = {self.keep_as: job.text or job.task} if self.keep_as else {}
+        return [self.child(job, *replies, writes=(field,), meta=meta, finish=reply.finish, history=(), **content)]
 
     def _listed(self, job: Record, reply: Reply) -> list[Row]:
         """The rows of a list; of a fact those that agree with it, beside it as it was told."""
