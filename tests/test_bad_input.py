@@ -260,7 +260,7 @@ def test_bad_prompts(label: Callable[..., Any], tmp_path: Path, old: str, new: s
 @pytest.mark.parametrize("verb", ["feature", "feedback", "self"])
 def test_verbs_without_methods_say_what_there_is(kdgen: Callable[..., Any], tmp_path: Path, verb: str) -> None:
     (tmp_path / "s.jsonl").write_text(GOOD)
-    refused(kdgen(verb, "s.jsonl"), tmp_path, verb, "expand (", ", evol", "label (answer, ")
+    refused(kdgen(verb, "s.jsonl"), tmp_path, verb, "expand (", ", evol", "label (annotate, answer, ")
 
 
 def test_a_verb_whose_method_is_not_said(kdgen: Callable[..., Any], tmp_path: Path) -> None:

@@ -328,6 +328,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "to": S + "to=nobody",
             "params": S + "params.temperature=1",
             "banks": S + "banks={system: systems}",
+            "lists": S + "lists={principles: principles}",
             "prompt": S + "prompt=curate/cited",
             "among": S + "among=2",
         },
@@ -359,6 +360,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "to": S + "to=nobody",
             "params": S + "params.temperature=1",
             "banks": S + "banks={system: systems}",
+            "lists": S + "lists={principles: principles}",
             "styles": S + "styles={other: {prompt: label/brief, most_copied: 1, least_kept: 0}}",
         },
     ),
@@ -451,6 +453,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {
             "to": S + "to=nobody",
             "banks": S + "banks={system: systems}",
+            "lists": S + "lists={principles: principles}",
             "params": S + "params.temperature=1",
             "prompt": S + "prompt=label/brief",
             "thought": S + "thought=label/brief",
@@ -465,6 +468,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {
             "to": S + "to=nobody",
             "banks": S + "banks={system: systems}",
+            "lists": S + "lists={principles: principles}",
             "params": S + "params.temperature=1",
             "prompt": S + "prompt=label/brief",
             "rounds": S + "rounds=1",
@@ -490,6 +494,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {
             "to": S + "to=nobody",
             "banks": S + "banks={system: systems}",
+            "lists": S + "lists={principles: principles}",
             "params": S + "params.temperature=1",
             "prompt": S + "prompt=label/brief",
             "n": S + "n=2",
@@ -576,6 +581,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {
             "to": S + "to=nobody",
             "banks": S + "banks={system: systems}",
+            "lists": S + "lists={principles: principles}",
             "params": S + "params.temperature=1",
             "prompt": S + "prompt=label/answer",
             "codebook": S + "codebook=relevance",
@@ -593,6 +599,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {
             "to": S + "to=nobody",
             "banks": S + "banks={tone: tones}",
+            "lists": S + "lists={principles: principles}",
             "params": S + "params.temperature=1",
             "prompt": S + "prompt=label/answer",
             "bank": S + "bank=systems",
@@ -605,6 +612,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {
             "to": S + "to=nobody",
             "banks": S + "banks={system: systems}",
+            "lists": S + "lists={principles: principles}",
             "params": S + "params.temperature=1",
             "critique": S + "critique=label/rewrite/critique-task",
             "revise": S + "revise=label/rewrite/revise-task",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from pydantic import BaseModel, Field
 from server import Answer, Server, make, tasks, write_seeds
 
+from kdgen.config import load_recipe
 from kdgen.planning import instance, tokens_of
 from kdgen.resources import builtins
 
@@ -117,3 +119,11 @@ def test_at_most_is_the_sum_of_each_request(tmp_path: Path, plan: Callable[..., 
     asked = ("label/answer", str(seeds), "-t", "openai:Qwen3-8B@http://127.0.0.1:9/v1", "--ledger", "none.db")
     one, all_ = (plan(*asked, "--limit", count)["total"]["usd_at_most"] for count in ("1", "40"))
     assert 30 * one < all_ < 50 * one
+
+
+@pytest.mark.parametrize("name", list(builtins("configs")))
+def test_a_recipe_says_what_it_takes_makes_and_costs(name: str) -> None:
+    head = "\n".join(line for line in builtins("configs")[name].read_text().splitlines() if line.startswith("# "))
+    assert head.startswith("# Takes ") and " makes " in head.replace(", finds those", ", makes")
+    assert re.search(r"About \$\d+\.\d\d per 1,000 rows with gpt-6-luna", head), "see `kdgen plan`"
+    assert f"kdgen plan {name} SEEDS" in head and load_recipe(name).paper
