@@ -215,6 +215,9 @@ EVOLVE = {"stages": [EVOL]}
 MODELS = {name: {"provider": "scripted", "path": "r.jsonl", "model": name, "logprobs": 0} for name in ("one", "two")}
 POOL = {**LABEL, "teachers": {**MODELS, "teacher": {"provider": "pool", "of": {"one": 1, "two": 1}}}}
 CASCADE = {**LABEL, "teachers": {**MODELS, "teacher": {"provider": "cascade", "of": ["one", "two"]}}}
+TWO = {"teacher": {**MODELS["one"], "model": "none"}, "one": MODELS["one"]}
+BOTH = {"stages": [{**SAMPLE["stages"][0], "among": ["teacher", "one"]}], "teachers": TWO}
+MERGED = {"stages": [{**BOTH["stages"][0], "pick": "merge", "merge": "label/merge"}], "teachers": TWO}
 S, T = "stages.0.", "teachers.teacher."
 # (piece, base recipe, {field: what --set makes of it}); a list of several settings flips them together.
 KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
@@ -293,6 +296,8 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         BEST,
         {"least_score": S + "least_score=9", "grade": S + "grade=curate/verify", "judge": S + "judge=nobody"},
     ),
+    (Sample, BOTH, {"among": S + "among=[one, teacher]"}),
+    (Sample, MERGED, {"merge": S + "merge=label/answer", "judge": S + "judge=one"}),
     (
         Write,
         WRITE,
@@ -814,8 +819,8 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, SAID, QUERIES, ANNOTATE, CHOOSE, REWRITE],
-    ids="answer rationale expand evol tasks cite grade said queries annotate choose rewrite".split(),
+    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, SAID, QUERIES, ANNOTATE, PAIRED, CHOOSE, REWRITE, MERGED],
+    ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

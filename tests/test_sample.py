@@ -88,3 +88,84 @@ def test_all_draws_go_into_one_batch(kdgen: Callable[..., Any], tmp_path: Path) 
     assert said.code == 75, said.err
     (file,) = (tmp_path / "files").glob("*.jsonl")
     assert len(lines(file)) == 8
+
+
+MERGE = {"contains": "one answer of several", "reply": "Both {last}"}
+GRADES = [
+    {"regex": "(?s)grade.*B says", "reply": '{"reason": "x", "score": 9}'},
+    {"contains": "grade", "reply": '{"reason": "x", "score": 3}'},
+]
+
+
+@pytest.fixture
+def teachers(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """`kdgen label --method two-teacher`, one script each; the manifest, the rows, the rejects."""
+    for name, rules in (
+        ("a", [MERGE, *GRADES, {"reply": "A says {digest}"}]),
+        ("b", [{"contains": "hush", "refusal": "No."}, {"reply": "B says {digest}"}]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in rules))
+
+    def run(seeds: list[dict[str, Any]], *sets: str) -> Any:
+        write_seeds(tmp_path / "s.jsonl", seeds)
+        knobs = [part for each in sets for part in ("--set", each)]
+        asked = ("label", "s.jsonl", "-m", "two-teacher", "-t", "scripted:a.jsonl", "-t", "second=scripted:b.jsonl")
+        said = kdgen(*asked, *knobs, "--ledger", "l.db", "-o", "out", "--json", "-q")
+        if said.code:
+            return said.err
+        return json.loads(said.out), lines(tmp_path / "out/records.jsonl"), lines(tmp_path / "out/rejects.jsonl")
+
+    return run
+
+
+TWO = [{"id": "s", "instruction": "Say it."}, {"id": "h", "instruction": "Say hush."}]
+
+
+def test_two_teachers_make_a_row_each(teachers: Callable[..., Any]) -> None:
+    made, rows, (lost,) = teachers(TWO)
+    told = [(row["seeds"][0], row["writers"]["output"], row["output"][:1]) for row in rows]
+    assert told == [("s", "scripted:a", "A"), ("s", "scripted:b", "B"), ("h", "scripted:a", "A")]
+    assert (lost["id"], lost["reason"], len(lost["calls"])) == ("h", "refused", 1)
+    assert made["requests"]["sent"] == 4
+
+
+def test_the_better_answer_of_two_teachers(teachers: Callable[..., Any]) -> None:
+    sets = ("stages.0.pick=judge", "stages.0.grade=label/grade", "stages.0.keep=1")
+    _, rows, rejects = teachers(TWO, *sets)
+    assert [(row["writers"]["output"], row["meta"]["score"], row["meta"]["judge"]) for row in rows] == [
+        ("scripted:b", 9, "scripted:a"), ("scripted:a", 3, "scripted:a"),
+    ]  # fmt: skip
+    assert [each["reason"] for each in rejects] == ["over_keep", "refused"]
+
+
+def test_one_answer_made_of_both(teachers: Callable[..., Any], tmp_path: Path) -> None:
+    """A task that one teacher alone answers has nothing to be merged: its answer is a reject, as is the lost one."""
+    sets = ("stages.0.pick=merge", "stages.0.merge=label/merge")
+    made, (row,), rejects = teachers(TWO, *sets)
+    assert row["output"].startswith("Both Task:\nSay it.") and "Answer 1:\nA says" in row["output"]
+    assert "Answer 2:\nB says" in row["output"] and len(row["calls"]) == 3
+    assert row["meta"]["merged"] == ["scripted:a", "scripted:b"] and row["writers"] == {"output": "scripted:a"}
+    assert [(each["id"], each["reason"]) for each in rejects] == [("h", "nothing_to_merge"), ("h", "refused")]
+    assert made["requests"]["sent"] == 5
+    files = published(tmp_path / "out", card=True)
+    again, _, _ = teachers(TWO, *sets)
+    assert again["requests"]["sent"] == 0 and published(tmp_path / "out", card=True) == files
+    more, _, _ = teachers([{"id": "s", "instruction": "Say this."}, TWO[1]], *sets)
+    assert more["requests"]["sent"] == 3
+
+
+@pytest.mark.parametrize(
+    ("sets", "cause"),
+    [
+        (("stages.0.n=1",), "1 draws do not reach 2 different teachers"),
+        (("stages.0.among=[teacher, teacher]",), "do not reach 2 different teachers"),
+        (("stages.0.to=teacher",), "to has no effect"),
+        (("stages.0.pick=merge",), "a merge and its prompt go together"),
+        (("stages.0.pick=merge", "stages.0.merge=label/merge", "stages.0.keep=1"), "a merge makes one row"),
+        (("stages.0.among=[teacher]",), "no stage asks the teacher 'second'"),
+    ],
+)
+def test_several_teachers_are_asked_or_it_is_an_error(
+    teachers: Callable[..., Any], sets: tuple[str, ...], cause: str
+) -> None:
+    assert cause in teachers(TWO, *sets)

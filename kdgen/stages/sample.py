@@ -47,29 +47,34 @@ class Sample(Stage):
     them (self-consistency, arXiv 2203.11171). `judge`: those that a judge grades highest, at least `least_score`
     (best-of-n). `all`: every draw (traces; OpenThoughts, arXiv 2506.04178, takes 16 a question). Of what is as good,
     the earlier draw is kept; each draw that is not is a reject with its reason. `reasons` keeps none without reasoning.
+    `merge`: the judge makes one answer of all draws, by the prompt `merge`. The teachers of `among` take the draws in turn
+    (several teachers a task: TinyLLM, arXiv 2402.04616; a pool has each task answered by one of them).
     """
 
     stage: Literal["label"] = "label"
     method: Literal["sample"] = "sample"
     prompt: PromptFile
     n: int = Field(4, ge=1, le=1024)
-    pick: Literal["all", "gold", "vote", "judge"] = "vote"
+    among: tuple[str, ...] = ()
+    pick: Literal["all", "gold", "vote", "judge", "merge"] = "vote"
     keep: int | None = Field(None, ge=1)
     reasons: bool = False
     least_share: float = Field(0.5, ge=0, le=1)
     least_score: int = Field(1, ge=1, le=10)
     grade: PromptFile | None = None
+    merge: PromptFile | None = None
     judge: str = "teacher"
 
     gives: ClassVar[dict[str, frozenset[str]]] = {
         "prompt": TASK,
         "grade": frozenset({"instruction", "input", "system", "output", "gold"}),
+        "merge": TASK | {"answers"},
     }
 
     @property
     def roles(self) -> set[str]:
-        """The teacher, and the judge where there is one."""
-        return {self.to, self.judge} if self.pick == "judge" else {self.to}
+        """The teacher or teachers, and the judge where there is one."""
+        return {*(self.among or (self.to,)), *((self.judge,) if self.pick in ("judge", "merge") else ())}
 
     @property
     def validates(self) -> set[str]:
@@ -81,10 +86,19 @@ class Sample(Stage):
         super().check(where)
         if (self.pick == "judge") != (self.grade is not None):
             raise bad_stage("a judge and its prompt go together", f"{where}.grade", "pick: judge, grade: label/grade")
-        owners = {"least_share": "vote", "least_score": "judge", "judge": "judge"}
-        for field, owner in owners.items():
-            if field in self.model_fields_set and self.pick != owner:
-                raise bad_stage(f"{field} has no effect on pick: {self.pick}", f"{where}.{field}", f"pick: {owner}")
+        if (self.pick == "merge") != (self.merge is not None):
+            raise bad_stage("a merge and its prompt go together", f"{where}.merge", "pick: merge, merge: label/merge")
+        owners = {"least_share": ("vote",), "least_score": ("judge",), "judge": ("judge", "merge")}
+        for field, owned in owners.items():
+            if field in self.model_fields_set and self.pick not in owned:
+                raise bad_stage(f"{field} has no effect on pick: {self.pick}", f"{where}.{field}", f"pick: {owned[0]}")
+        if self.pick == "merge" and self.keep is not None:
+            raise bad_stage("a merge makes one row", f"{where}.keep", "take it out")
+        if self.among and "to" in self.model_fields_set:
+            raise bad_stage("to has no effect where among says who is asked", f"{where}.to", "take it out")
+        if len(set(self.among)) < len(self.among) or len(self.among) > self.n:
+            many = f"{self.n} draws do not reach {len(self.among)} different teachers"
+            raise bad_stage(many, f"{where}.among", f"n: {len(set(self.among))}")
         if self.keep is not None and self.keep > self.n:
             raise bad_stage(f"{self.keep} of {self.n} draws cannot be kept", f"{where}.keep", f"n: {self.keep}")
 
@@ -97,6 +111,9 @@ class Sample(Stage):
         found = await gathered([self._draw(job, each, number) for number, each in enumerate(asks)])
         ask.calls += [call for each in asks for call in each.calls]
         drawn = [each for each in found if isinstance(each, Drawn)]
+        if self.pick == "merge":
+            lost = [(fate, own) for fate, own in zip(found, asks, strict=True) if isinstance(fate, Rejected)]
+            return [await self._merged(job, drawn, ask), *(self._lost(job, fate, own) for fate, own in lost)]
         meta, fates = self._judged(drawn, gold)
         good = sorted((each for each in drawn if each.number not in fates), key=lambda each: -each.score)
         for each in good[self.keep or self.n :]:
@@ -104,12 +121,34 @@ class Sample(Stage):
         rows: list[Row] = []
         for came, own in zip(found, asks, strict=True):
             if isinstance(came, Rejected):
-                lost = job.model_copy(update={"calls": (*job.calls, *own.calls)})
-                rows.append(lost.rejected(self.name, came.reason, came.detail))
+                rows.append(self._lost(job, came, own))
                 continue
             row = self._row(job, came, gold, {**meta, "nth": came.number})
             rows.append(row.rejected(self.name, *fates[came.number]) if came.number in fates else row)
         return rows
+
+    def _lost(self, job: Record, fate: Rejected, ask: Ask) -> Row:
+        lost = job.model_copy(update={"calls": (*job.calls, *ask.calls)})
+        return lost.rejected(self.name, fate.reason, fate.detail)
+
+    async def _merged(self, job: Record, drawn: Sequence[Drawn], ask: Ask) -> Row:
+        """One answer of all draws. What cannot be merged is a reject, beside the draws that were lost."""
+        calls = [each.reply.key for each in drawn]
+        lost = job.model_copy(update={"calls": (*job.calls, *calls)})
+        if self.merge is None or len(drawn) < 2:
+            return lost.rejected(self.name, "nothing_to_merge", f"{len(drawn)} of {self.n} draws came")
+        answers = [f"{each.reasoning}\n\n{each.output}".strip() for each in drawn]
+        try:
+            reply = await ask(self.merge, to=self.judge, history=job.history, answers=answers, **task_variables(job))
+        except Rejected as fate:
+            return lost.rejected(self.name, fate.reason, fate.detail)
+        thinking, text = split_thinking(reply.text)
+        if not text:
+            return lost.rejected(self.name, "empty_answer", f"finish: {reply.finish}")
+        content = {"output": text, "reasoning": reply.reasoning or thinking, "finish": reply.finish, **asked_of(job)}
+        merged: list[JsonValue] = [each.reply.teacher for each in drawn]
+        meta: dict[str, JsonValue] = {"merged": merged, **({"gold": job.output} if job.output else {})}
+        return self.child(job, *(each.reply for each in drawn), reply, writes=("output",), meta=meta, **content)
 
     def _row(self, job: Record, drawn: Drawn, gold: str, meta: dict[str, JsonValue]) -> Record:
         if gold:
@@ -121,7 +160,8 @@ class Sample(Stage):
         return self.child(job, *replies, writes=("output",), meta=meta, **asked_of(job), **content)
 
     async def _draw(self, job: Record, ask: Ask, number: int) -> Drawn:
-        reply = await ask(self.prompt, nth=number, history=job.history, **task_variables(job))
+        to = self.among[number % len(self.among)] if self.among else None
+        reply = await ask(self.prompt, to=to, nth=number, history=job.history, **task_variables(job))
         thinking, text = split_thinking(reply.text)
         if not text:
             raise Rejected("empty_answer", f"finish: {reply.finish}")
@@ -176,4 +216,6 @@ class Sample(Stage):
         """A grade, or an answer with its reasons; of a vote, the same answer each time."""
         if prompt == self.grade:
             return Grade(reason=words(15), score=8).model_dump_json()
+        if prompt == self.merge:
+            return words(0)
         return f"{words(0)}\nAnswer: {'it is so' if self.pick == 'vote' else words(2)}"
