@@ -38,6 +38,7 @@ from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
+from kdgen.stages.transcript import Transcript
 from kdgen.stages.write import Write
 from kdgen.teachers.base import Call, Params
 from kdgen.teachers.bill import Bill, Budget
@@ -69,6 +70,14 @@ os.wait()
 print("x" * 200)"""
 GREEDY_PROMPT = "---\nabout: x\nvariables: {instruction: x}\n---\n[[user]]\nTake a lot. {{ instruction }}\n"
 RULES = [
+    {
+        "regex": "(?s)write conversations.*sky",
+        "reply": "[Human] name the colour of the sky early in the day\n[AI] Red.",
+    },
+    {
+        "contains": "write conversations",
+        "reply": "[Human] a colour of the sea me sorry words up the red\n[AI] {digest}",
+    },
     {"contains": '"critique"', "reply": '{"critique": "{digest}", "verdict": "revise"}'},
     {"contains": "Critique:", "reply": "Better {digest}."},
     {"contains": '"selected"', "reply": '{"reason": "{digest}", "selected": "direct"}'},
@@ -160,6 +169,7 @@ TASKS = {
 }
 PAIRS = {"stages": [{**TASKS["stages"][0], "prompt": "curate/knowledge", "makes": "pairs"}]}
 TALK = {"ask": "curate/dialogue/user", "answer": "label/answer", "user": "teacher", "least": 1, "most": 2}
+TRANSCRIPT = {"stages": [{"stage": "label", "method": "transcript", "prompt": "label/transcript"}]}
 DIALOGUE = {"stages": [{"stage": "curate", "method": "dialogue", **TALK}]}
 SAY = {"stage": "expand", "method": "paraphrase", "prompt": "expand/paraphrase", "k": 2}
 PARAPHRASE = {"stages": [{**SAY, "compare": "expand/paraphrase/compare"}]}
@@ -405,6 +415,18 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "lists": S + "lists={rules: principles}",
             "prompt": S + "prompt=label/answer",
             "ask_for": S + "ask_for=1",
+        },
+    ),
+    (
+        Transcript,
+        TRANSCRIPT,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={rules: principles}",
+            "prompt": S + "prompt=label/answer",
+            "least": S + "least=1",
         },
     ),
     (

@@ -23,6 +23,7 @@ from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
+from kdgen.stages.transcript import Transcript
 from kdgen.stages.write import Write
 
 FAMILIES = ("label", "expand", "curate", "feature", "feedback", "self")
@@ -38,6 +39,7 @@ AnyStage = Annotated[
     Annotated[Answer, Tag("label/answer")]
     | Annotated[Rationale, Tag("label/rationale")]
     | Annotated[Sample, Tag("label/sample")]
+    | Annotated[Transcript, Tag("label/transcript")]
     | Annotated[Program, Tag("label/program")]
     | Annotated[Tora, Tag("label/tora")]
     | Annotated[Annotate, Tag("label/annotate")]
@@ -62,6 +64,7 @@ METHODS = (
     "label/answer",
     "label/rationale",
     "label/sample",
+    "label/transcript",
     "label/program",
     "label/tora",
     "label/annotate",
