@@ -16,7 +16,7 @@ from kdgen.stages.base import Ask, Draw, Stage
 from kdgen.stages.write import EMPTY
 from kdgen.teachers.base import Reply
 
-SECTION = re.compile(r"^[ \t#*]*\[(problem|solution|tests)\][ \t:*]*$", re.I | re.M)
+SECTION = re.compile(r"^[ \t#*]*\[?(problem|solution|tests)\]?[ \t:*]*$", re.I | re.M)
 SECTIONS = ("problem", "solution", "tests")
 ASSERT = re.compile(r"^[ \t]*assert\b", re.M)
 # The solution is a module, so that what it does when it is run by hand (`if __name__ == …`) is left undone.
