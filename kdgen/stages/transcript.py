@@ -23,7 +23,8 @@ STRAY = re.compile(r"\[/?(?:Human|AI)\]")
 class Transcript(Stage):
     """A conversation that one call writes with itself (Baize, arXiv 2304.01196).
 
-    D = {x, y | x ~ X, y ~ p_T(y | I ⊕ c ⊕ x)} (Xu et al., Eq. 3): x is the question that it opens with, y all the rest. The reply is turns that begin with `[Human]` or `[AI]` at the
+    D = {x, y | x ~ X, y ~ p_T(y | I ⊕ c ⊕ x)} (Xu et al., Eq. 3): x is the question that it opens
+    with, y all the rest. The reply is turns that begin with `[Human]` or `[AI]` at the
     start of a line. Anything else around them, two turns of one side in a row, an empty turn, a turn that is said twice
     and an opening that is not the seed's question make it invalid, and so a reject. What the person says last, or
     what was cut, is left out; fewer than `least` whole rounds are a reject.
