@@ -18,7 +18,7 @@ from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
 from kdgen.export import Alpaca, Messages, ShareGPT, Text
-from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
+from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.prompts import KEYS
 from kdgen.seeds import Seeds
 from kdgen.stages.answer import Answer, Rationale
@@ -26,6 +26,7 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.magpie import Magpie
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
@@ -108,6 +109,13 @@ EXPAND = {
         {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 2, "novelty": 0.9},
         {"stage": "label", "method": "answer", "prompt": "label/answer"},
     ]
+}
+MAGPIE = {
+    "seeds": None,
+    "stages": [
+        {"stage": "expand", "method": "magpie", "prompt": "expand/magpie", "rounds": 2, "calls": 3, "novelty": 0.9},
+        ANSWERED,
+    ],
 }
 EVOLVE = {"stages": [EVOL]}
 MODELS = {name: {"provider": "scripted", "path": "r.jsonl", "model": name, "logprobs": 0} for name in ("one", "two")}
@@ -322,6 +330,22 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (
+        Magpie,
+        MAGPIE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={rules: principles}",
+            "params": S + "params.top_p=0.5",
+            "prompt": S + "prompt=label/answer",
+            "rounds": S + "rounds=1",
+            "calls": S + "calls=2",
+            "max_candidates": S + "max_candidates=4",
+            "novelty": S + "novelty=0.2",
+            "filters": S + "filters=[{filter: length, field: instruction, min_words: 30}]",
+        },
+    ),
+    (
         Evol,
         EVOLVE,
         {
@@ -398,6 +422,18 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (Refusal, LABEL, {"within": "filters=[{filter: refusal, within: 5}]"}),
     (Echo, LABEL, {}),
+    (
+        Repetition,
+        LABEL,
+        {
+            k: f"filters=[{{filter: repetition, {v}}}]"
+            for k, v in {
+                "field": "field: instruction, words: 1, most: 0.1",
+                "words": "field: instruction, words: 1, most: 0.2",
+                "most": "field: instruction, words: 1, most: 0.05",
+            }.items()
+        },
+    ),
     (Dangling, LABEL, {"min_words": "filters=[{filter: dangling, min_words: 9}]"}),
     (
         Exact,

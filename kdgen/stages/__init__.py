@@ -12,6 +12,7 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.magpie import Magpie
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
@@ -32,6 +33,7 @@ AnyStage = Annotated[
     | Annotated[Sample, Tag("label/sample")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
+    | Annotated[Magpie, Tag("expand/magpie")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
     | Annotated[HardCases, Tag("expand/hard-cases")]
     | Annotated[Write, Tag("curate/write")]
@@ -48,6 +50,7 @@ METHODS = (
     "label/sample",
     "expand/self-instruct",
     "expand/evol",
+    "expand/magpie",
     "expand/paraphrase",
     "expand/hard-cases",
     "curate/write",
