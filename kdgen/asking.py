@@ -41,10 +41,11 @@ class Question:
     nth: int
     partial: bool
     valid: Check | None
+    open: bool = False
 
     def call(self, params: Params, more: Sequence[dict[str, str]] = ()) -> Call:
         """The call that asks it; `more` are messages of a repair."""
-        return Call([*self.messages, *more], params, _shape(self.schema), self.nth)
+        return Call([*self.messages, *more], params, _shape(self.schema), self.nth, self.open)
 
 
 @dataclass
@@ -197,15 +198,16 @@ class JobAsk:
         history: Sequence[Message] = (),
         partial: bool = False,
         check: Check | None = None,
+        open: bool = False,
         **variables: Any,
     ) -> Reply:
         """See `stages.base.Ask`."""
         role = to or self._step.stage.to
         team = self._desk.recipe.teachers[role]
         messages = prompt.render({**self._step.stage.drawn(self._job), **variables}, history)
-        if _empty(prompt, variables, messages, history):
+        if not open and _empty(prompt, variables, messages, history):
             raise Rejected("empty_prompt", f"{prompt.name} shows nothing of this record, so nothing was asked")
-        asked = Question(prompt, variables, messages, schema, nth, partial, _valid(schema, check))
+        asked = Question(prompt, variables, messages, schema, nth, partial, _valid(schema, check), open)
         if not isinstance(team, Pool | Cascade):
             return await self._whole(role, asked)
         route = team.route(self._desk.recipe.seed, self._step.stage.name, self._job.id, nth)
@@ -214,7 +216,7 @@ class JobAsk:
                 reply = await self._whole(leaf, asked)
             except Rejected:
                 continue
-            if team.unsure(reply, messages[-1]["content"]) is None:
+            if team.unsure(reply, messages[-1]["content"] if messages else "") is None:
                 return reply
         return await self._whole(route[-1], asked)
 

@@ -85,6 +85,11 @@ class Recipe(Frozen):
         return any(stage.executes for stage in self.stages)
 
     @property
+    def seed_free(self) -> bool:
+        """Whether it takes no seeds."""
+        return self.stages[0].seedless
+
+    @property
     def batched(self) -> bool:
         """Whether a teacher is asked through batches."""
         return any(spec.mode == "batch" for _, spec in self.leaves())
@@ -128,6 +133,12 @@ class Recipe(Frozen):
                         hint=f"teachers has: {', '.join(self.teachers)}",
                     )
             stage.check(at)
+            if stage.seedless and number:
+                hint = "let it be the first, or a recipe of its own"
+                raise UserError(f"{stage.name} takes no records, and others come before it", where=at, hint=hint)
+        if self.seed_free and self.seeds is not None:
+            cause = f"seeds have no effect: {self.stages[0].name} makes its tasks without"
+            raise UserError(cause, where=where(("seeds",)), hint="leave SEEDS out, and say --target N")
         models = dict(self.leaves())
         for role, spec in self.teachers.items():
             if isinstance(spec, TeacherSpec):
@@ -162,6 +173,11 @@ class Recipe(Frozen):
 
     def _check_use(self, where: Callable[[Key], str], models: dict[str, TeacherSpec]) -> None:
         """Every teacher takes what its stages ask of it, and nothing that it is set to do is without effect."""
+        opened = {role for stage in self.stages for role in self.reach(stage.opens)}
+        for role in sorted(opened):
+            if (shut := models[role].shut()) is not None:
+                raise UserError(f"{models[role].label} cannot write a user's turn: {shut[0]}",
+                                where=where(("teachers", role)), hint=shut[1].replace("ROLE", role))  # fmt: skip
         repaired, whole = set[str](), set[str]()
         for number, stage in enumerate(self.stages):
             asking = f"{where(('stages', number))}: stage {stage.name} asking"
@@ -185,6 +201,9 @@ class Recipe(Frozen):
                     cause = f"min_logprob has no effect: {mute} is not asked for logprobs"
                     raise UserError(cause, where=f"{asking} {mute}", hint=f"--set teachers.{mute}.logprobs=0")
         for role, spec in models.items():
+            if getattr(spec, "template", None) is not None and role not in opened:
+                cause = f"template has no effect: no stage has {role} write a user's turn"
+                raise UserError(cause, where=where(("teachers", role, "template")), hint="take it out")
             if spec.repairs and role not in repaired:
                 cause = f"repairs has no effect: no stage that asks {role} checks its replies"
                 raise UserError(cause, where=where(("teachers", role, "repairs")), hint="take it out")

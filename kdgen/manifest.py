@@ -52,7 +52,6 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
     `maybe_billed` is what this run's requests without a reply can have cost at worst.
     """
     recipe, bill, tally = run.recipe, run.bill, run.tally
-    assert recipe.seeds is not None
     known = all(bill.prices.of(spec) is not None for _, spec in recipe.leaves())
     everything = list(bill.used.values())
     return {
@@ -106,7 +105,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
         "hashes": {
             "recipe": recipe.digest,
             "prompts": {prompt.name: prompt.digest for prompt in recipe.prompts()},
-            "seeds": {recipe.seeds.path.rsplit("/", 1)[-1]: run.scan.sha256},
+            "seeds": {recipe.seeds.path.rsplit("/", 1)[-1]: run.scan.sha256} if recipe.seeds else {},
             "files": files,
         },
         "started": _clock(started),

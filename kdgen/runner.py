@@ -172,8 +172,7 @@ class Run:
 
     async def _seeds(self) -> AsyncGenerator[Row, None]:
         spec = self.recipe.seeds
-        assert spec is not None
-        for row in read(spec, self.seeds, self.scan):
+        for row in read(spec, self.seeds, self.scan) if spec is not None else ():
             self.tally.seeds += 1
             yield row
 

@@ -18,7 +18,7 @@ from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
 from kdgen.export import Alpaca, Messages, Retrieval, ShareGPT, Text
-from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal
+from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
 from kdgen.seeds import Seeds
@@ -30,6 +30,7 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
@@ -76,7 +77,8 @@ RULES = [
     },
     {
         "contains": "write conversations",
-        "reply": "[Human] a colour of the sea me sorry words up the red\n[AI] {digest}",
+        "reply": "[Human] Please name a colour of the sea, sum up the following text, rate the words, repeat me, sorry\n"
+        "[AI] {digest}\n[Human] Go on?\n[AI] It goes on, {digest}",
     },
     {"contains": '"critique"', "reply": '{"critique": "{digest}", "verdict": "revise"}'},
     {"contains": "Critique:", "reply": "Better {digest}."},
@@ -220,6 +222,13 @@ EXPAND = {
         {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 2, "novelty": 0.9},
         {"stage": "label", "method": "answer", "prompt": "label/answer"},
     ]
+}
+MAGPIE = {
+    "seeds": None,
+    "stages": [
+        {"stage": "expand", "method": "magpie", "prompt": "expand/magpie", "rounds": 2, "calls": 3, "novelty": 0.9},
+        ANSWERED,
+    ],
 }
 EVOLVE = {"stages": [EVOL]}
 MODELS = {name: {"provider": "scripted", "path": "r.jsonl", "model": name, "logprobs": 0} for name in ("one", "two")}
@@ -554,6 +563,22 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         },
     ),
     (
+        Magpie,
+        MAGPIE,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={rules: principles}",
+            "params": S + "params.top_p=0.5",
+            "prompt": S + "prompt=label/answer",
+            "rounds": S + "rounds=1",
+            "calls": S + "calls=2",
+            "max_candidates": S + "max_candidates=4",
+            "novelty": S + "novelty=0.2",
+            "filters": S + "filters=[{filter: length, field: instruction, min_words: 30}]",
+        },
+    ),
+    (
         Evol,
         EVOLVE,
         {
@@ -677,6 +702,18 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (Refusal, LABEL, {"within": "filters=[{filter: refusal, within: 5}]"}),
     (Echo, LABEL, {}),
+    (
+        Repetition,
+        LABEL,
+        {
+            k: f"filters=[{{filter: repetition, {v}}}]"
+            for k, v in {
+                "field": "field: instruction, words: 1, most: 0.1",
+                "words": "field: instruction, words: 1, most: 0.2",
+                "most": "field: instruction, words: 1, most: 0.05",
+            }.items()
+        },
+    ),
     (Dangling, LABEL, {"min_words": "filters=[{filter: dangling, min_words: 9}]"}),
     (
         Exact,

@@ -13,6 +13,7 @@ import pytest
 from server import FakeWire
 
 from kdgen import errors
+from kdgen.config import load_recipe
 from kdgen.resources import builtins
 from kdgen.teachers.openai import OpenAI
 
@@ -65,4 +66,7 @@ def test_every_recipe_is_listed() -> None:
     for name in builtins("configs"):
         family, method = name.split("/")
         default = {"expand": "self-instruct", "label": "answer"}.get(family) == method
+        if load_recipe(name).seed_free:
+            assert f"kdgen {family} --method {method}`" in README, name
+            continue
         assert (f"kdgen {family} SEEDS`" if default else f"kdgen {family} SEEDS --method {method}`") in README, name

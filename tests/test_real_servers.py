@@ -84,3 +84,22 @@ def test_a_schema_is_kept_to(server: Listener, kdgen: Callable[..., Any], monkey
     assert said.code in (0, 5), said.err
     if said.code == 0:
         assert "invalid_output" not in json.loads(said.out)["counts"]["rejects"]
+
+
+@pytest.mark.parametrize("provider", ["openai", "vllm"])
+def test_a_user_turn_is_written(
+    server: Listener, kdgen: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    """Magpie over raw completions: no seeds, tasks that differ, answers in messages."""
+    monkeypatch.setenv("PLANTED", KEY)
+    named = ("api_key_env=PLANTED", "max_tokens=40", "concurrency=2", "template=chatml", "seed=1")
+    knobs = [part for each in named for part in ("--set", f"teachers.teacher.{each}")]
+    loose = ("--set", "filters=[]", "--set", "stages.0.filters=[]", "--set", "stages.1.params.max_tokens=400")
+    asked = ("expand", "-m", "magpie", "-t", f"{provider}:Qwen3-8B@{server.url}/v1", *knobs, *loose, "--target", 2)
+    said = kdgen(*asked, "--ledger", "ledger.db", "--json", "-q")
+    assert said.code == 0, said.err
+    wires = ledger_rows(tmp_path / "ledger.db", "SELECT DISTINCT wire FROM calls ORDER BY wire")
+    assert wires == [("openai.chat",), ("openai.completions",)]
+    rows = [json.loads(row) for row in (tmp_path / "out/magpie/records.jsonl").read_text().splitlines()]
+    assert len({row["instruction"] for row in rows}) == 2 and all("<|" not in row["instruction"] for row in rows)
+    assert json.loads(kdgen(*asked, "--ledger", "ledger.db", "--json", "-q").out)["requests"]["sent"] == 0

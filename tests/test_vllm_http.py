@@ -25,7 +25,8 @@ from server import Answer, Server, chat, echo_answer, environment
 
 from kdgen.errors import EndpointError, UserError
 from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, Wire
-from kdgen.teachers.vllm import LeastLoaded, Vllm
+from kdgen.teachers.least_loaded import LeastLoaded
+from kdgen.teachers.vllm import Vllm
 
 URL = "http://127.0.0.1:1/v1"
 SCHEMA = {"title": "Reply", "type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -265,7 +266,7 @@ def test_a_server_that_refuses_connections_is_stepped_over() -> None:
 
 
 def test_a_server_comes_back_after_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdgen.teachers.vllm.REST", 0.1)
+    monkeypatch.setattr("kdgen.teachers.least_loaded.REST", 0.1)
 
     def broken(body: dict[str, Any], seen: int) -> Answer:
         return Answer("out of order", status=500) if not served else echo_answer(body, seen)
@@ -475,6 +476,18 @@ def test_every_parameter_reaches_the_engine(fake: type[FakeLLM], tmp_path: Path)
         "add_generation_prompt": True, "documents": [], "reasoning_effort": "none", "enable_thinking": False, "x": 1,
     }  # fmt: skip
     assert lora[1:] == (1, str(tmp_path)) and lora[0].startswith(tmp_path.name) and made.arguments.enable_lora
+
+
+def test_a_user_turn_is_the_template_up_to_the_users_words(
+    fake: type[FakeLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def template(self: FakeLLM, messages: list[dict[str, str]], *, tokenize: bool, **options: Any) -> str:
+        assert options["add_generation_prompt"] is False
+        return "".join(f"<{message['role']}>{message['content']}</s>" for message in messages)
+
+    monkeypatch.setattr(fake, "apply_chat_template", template)
+    (reply,) = with_engine(engine(), Call([{"role": "system", "content": "Be."}], Params(max_tokens=9), open=True))
+    assert isinstance(reply, Reply) and fake.made[0].asked[0][0] == "<system>Be.</s><user>"
 
 
 def test_logprobs_have_ids_and_the_likeliest_first(fake: type[FakeLLM]) -> None:

@@ -77,12 +77,12 @@ VERBS = {
 def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
     def command(
         seeds: Annotated[
-            str,
+            str | None,
             typer.Argument(
-                metavar="SEEDS",
+                metavar="[SEEDS]",
                 help="A seed file (.jsonl, .json, .csv, .parquet), - for stdin, or a set that ships: general, code, math, documents.",
             ),
-        ],
+        ] = None,
         method: Method = default,
         out: Out = "",
         teacher: TeacherOpt = None,

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kdgen.cli.job import pretty
-from kdgen.cli.work import changes_of, seed_file
+from kdgen.cli.work import changes_of, scanned, seed_file
 from kdgen.config import load_recipe
 from kdgen.planning import ASSUMED, Plan, PlanDesk, plan
 from kdgen.progress import Quiet
 from kdgen.runner import Run
-from kdgen.seeds import scan
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.prices import PLAIN, prices_file
@@ -44,8 +43,7 @@ def quote(
     rulings = judge(dict(recipe.leaves()), recipe.use, recipe.student)
     there = Path(ledger) if Path(ledger).exists() else None
     with seed_file(recipe) as (path, spooled):
-        assert recipe.seeds is not None
-        found = scan(recipe.seeds, path, name="stdin" if spooled else "")
+        found = scanned(recipe, path, spooled)
 
         async def go(folder: Path) -> Plan:
             # A plan writes no ledger: where there is none, an empty one stands in.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from kdgen.errors import UserError
 from kdgen.export import FORMATS
 from kdgen.readers import spooled_stdin
 from kdgen.resources import builtins, did_you_mean, package_file
-from kdgen.seeds import FIELDS, scan
+from kdgen.seeds import FIELDS, Scan, scan
 from kdgen.store import Staging, Store
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.prices import PLAIN, prices_file
@@ -96,8 +97,7 @@ def make(
     for role, spec in recipe.leaves():
         Bill(recipe.budget, table).check(spec, role)
     with seed_file(recipe) as (path, spooled):
-        assert recipe.seeds is not None
-        found = scan(recipe.seeds, path, name="stdin" if spooled else "")
+        found = scanned(recipe, path, spooled)
         job = Job(recipe, path, found, Path(ledger), quiet, wait, max_wait, table, rulings)
         if out == "-":
             with tempfile.TemporaryDirectory(prefix="kdgen-") as folder:
@@ -169,8 +169,12 @@ def changes_of(
 def seed_file(recipe: Recipe) -> Iterator[tuple[Path, bool]]:
     """The file of a recipe's seeds, and whether it is a copy of stdin, which then goes again."""
     spec = recipe.seeds
+    if spec is None and recipe.seed_free:
+        yield Path(os.devnull), False
+        return
     if spec is None:
-        raise UserError("the recipe names no seeds", where=recipe.name, hint="seeds: general, or --seeds FILE")
+        hint = "SEEDS after the verb, --seeds FILE, or seeds: in the recipe"
+        raise UserError("the recipe names no seeds", where=recipe.name, hint=hint)
     if spec.path == "-":
         with spooled_stdin() as copy:
             yield copy, True
@@ -184,6 +188,11 @@ def seed_file(recipe: Recipe) -> Iterator[tuple[Path, bool]]:
         hint = did_you_mean(path.stem, beside) or "sets that ship: " + ", ".join(builtins("seeds"))
         raise UserError("there is no such file", where=str(path), hint=hint)
     yield path, False
+
+
+def scanned(recipe: Recipe, path: Path, spooled: bool) -> Scan:
+    """The first pass over a recipe's seeds; nothing where it takes none."""
+    return Scan(0, "", {}) if recipe.seeds is None else scan(recipe.seeds, path, name="stdin" if spooled else "")
 
 
 def _last_words(manifest: dict[str, Any], folder: Path) -> str:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdgen.filters.text import Dangling, Echo, Length, Pattern, Refusal
+from kdgen.filters.text import Dangling, Echo, Length, Pattern, Refusal, Repetition
 
-AnyFilter = Annotated[Length | Pattern | Refusal | Echo | Dangling, Field(discriminator="filter")]
+AnyFilter = Annotated[Length | Pattern | Refusal | Echo | Dangling | Repetition, Field(discriminator="filter")]
 
-__all__ = ["AnyFilter", "Dangling", "Echo", "Length", "Pattern", "Refusal"]
+__all__ = ["AnyFilter", "Dangling", "Echo", "Length", "Pattern", "Refusal", "Repetition"]

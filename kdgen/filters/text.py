@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import Literal
 
@@ -127,6 +128,25 @@ POINTS = re.compile(
     rf"(?:this|these|those|that) (?:\w+ )?{MATERIAL}\b)",
     re.I,
 )
+
+
+class Repetition(Filter):
+    """A text that says the same again and again: of its runs of `words` words, more than `most` have stood there before."""
+
+    filter: Literal["repetition"] = "repetition"
+    field: TextField = "output"
+    words: int = Field(4, ge=1)
+    most: float = Field(0.5, gt=0, lt=1)
+
+    def reject(self, record: Record) -> str | None:
+        """repetition, with the run that stands there most; texts of fewer than ten runs have no room for one."""
+        said = terms(str(getattr(record, self.field)))
+        runs = Counter(zip(*(said[place:] for place in range(self.words)), strict=False))
+        total = runs.total()
+        if total < 10 or total - len(runs) <= self.most * total:
+            return None
+        run, count = runs.most_common(1)[0]
+        return f"repetition: {' '.join(run)[:80]!r} stands {count} times in {self.field}"
 
 
 class Dangling(Filter):

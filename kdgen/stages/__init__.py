@@ -15,6 +15,7 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
@@ -47,6 +48,7 @@ AnyStage = Annotated[
     | Annotated[Rewrite, Tag("label/rewrite")]
     | Annotated[SelfInstruct, Tag("expand/self-instruct")]
     | Annotated[Evol, Tag("expand/evol")]
+    | Annotated[Magpie, Tag("expand/magpie")]
     | Annotated[Paraphrase, Tag("expand/paraphrase")]
     | Annotated[HardCases, Tag("expand/hard-cases")]
     | Annotated[Write, Tag("curate/write")]
@@ -72,6 +74,7 @@ METHODS = (
     "label/rewrite",
     "expand/self-instruct",
     "expand/evol",
+    "expand/magpie",
     "expand/paraphrase",
     "expand/hard-cases",
     "curate/write",

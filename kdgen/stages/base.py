@@ -37,12 +37,14 @@ class Ask(Protocol):
         history: Sequence[Message] = (),
         partial: bool = False,
         check: Callable[[Reply], str | None] | None = None,
+        open: bool = False,
         **variables: Any,
     ) -> Reply:
         """The reply of role `to` (the stage's own where None) to the rendered prompt.
 
         `nth` tells repeated draws apart, `schema` constrains the reply to a model's JSON schema and validates it,
-        `check` says what else is wrong with a reply, and `partial` that one cut at max_tokens is still of use.
+        `check` says what else is wrong with a reply, and `partial` that one cut at max_tokens is still of use. With `open`
+        the teacher is not to answer but to write the user's turn; the prompt is a system message then, or nothing.
         A reply that does not validate is asked for again, with what is wrong shown, as often as the teacher's
         `repairs` says. Raises Rejected where it is cut, refused, filtered or invalid in the end, or does not say that
         it is whole: such a reply is never passed off as a whole answer. So it does, before anything is sent, where the
@@ -155,6 +157,7 @@ class Stage(Frozen):
 
     gives: ClassVar[dict[str, frozenset[str]]] = {}
     consumes: ClassVar[bool] = False
+    seedless: ClassVar[bool] = False  # it takes nothing, so it is the first, and the recipe has no seeds
     cut_is_fine: ClassVar[bool] = False
     executes: ClassVar[bool] = False
 
@@ -181,6 +184,11 @@ class Stage(Frozen):
     @property
     def validates(self) -> set[str]:
         """The teachers whose replies it asks for with a schema or a check, so that one can be found invalid."""
+        return set()
+
+    @property
+    def opens(self) -> set[str]:
+        """The teachers that it has write a user's turn."""
         return set()
 
     def prompts(self) -> Iterator[tuple[str, Prompt]]:

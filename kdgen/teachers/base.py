@@ -9,8 +9,9 @@ from pydantic import Field
 
 from kdgen.errors import UserError
 from kdgen.teachers.calls import Call, Fault, FaultKind, Finish, Params, Raw, Reply, Request, Usage, dumped
-from kdgen.teachers.chat import chat_body, read_chat
+from kdgen.teachers.chat import chat_body, read_chat, read_completion
 from kdgen.teachers.heed import unheeded
+from kdgen.teachers.turns import COMPLETIONS, NAMES
 
 __all__ = [
     "BatchApi",
@@ -186,9 +187,14 @@ class TeacherSpec(Params):
             merged = Params(**{name: value for name, value in merged.given().items() if name not in alien})
         return merged, alien
 
+    def shut(self) -> tuple[str, str] | None:
+        """Why this teacher cannot write a user's turn, with the way out; None where it can."""
+        ways = "local, vllm:MODEL, or a server of raw completions: openai:MODEL@BASE_URL with template: " + NAMES
+        return "it answers messages, and takes no conversation that is open for the user's words", ways
+
     def ignored(self, params: Params, reply: Reply) -> list[str]:
         """The parameters that a reply shows to have been ignored."""
-        return list(unheeded(params, reply))
+        return [] if reply.body.get("object") == "text_completion" else list(unheeded(params, reply))
 
     def request(self, call: Call) -> Request:
         """The wire's own JSON for `call`."""
@@ -200,6 +206,8 @@ class TeacherSpec(Params):
 
     def read(self, request: Request, raw: Raw) -> Reply:
         """The reply inside `raw`. Raises Rejected where the body is not what the wire promises."""
+        if request.wire == COMPLETIONS:
+            return read_completion(request.key, self.label, raw)
         return read_chat(request.key, self.label, raw)
 
     def connect(self) -> Wire:

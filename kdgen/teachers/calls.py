@@ -48,6 +48,7 @@ class Call:
     params: Params
     schema: dict[str, Any] | None = None
     nth: int = 0
+    open: bool = False  # the user's turn is next, and the model is to write it
 
 
 @dataclass(frozen=True, slots=True)

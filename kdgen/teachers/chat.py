@@ -86,6 +86,21 @@ def read_chat(key: str, label: str, raw: Raw) -> Reply:
     )
 
 
+def read_completion(key: str, label: str, raw: Raw) -> Reply:
+    """Read the reply to a raw completion."""
+    try:
+        body = orjson.loads(raw.body)
+        choice = body["choices"][0]
+        text = text_of(choice["text"])
+        end = str(choice.get("finish_reason"))
+        usage = usage_of(body, "prompt", "completion")
+    except MALFORMED as error:
+        raise malformed("choices[0].text", error) from None
+    finish = FINISHES.get(end.lower(), "unknown")
+    detail, model = end if finish == "unknown" else "", str(body.get("model") or "")
+    return Reply(key, text, finish, usage, body, model=model, teacher=label, detail=detail)
+
+
 def _said(content: Any) -> dict[str, str]:
     """The text of a message's content, which may come in parts; thinking and refusals apart. Other parts are no text."""
     said = {"text": "", "thinking": "", "refusal": ""}

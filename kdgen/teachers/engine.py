@@ -25,6 +25,7 @@ from kdgen.errors import EndpointError, KdgenError, UserError
 from kdgen.teachers.base import Fault, Raw, Request
 from kdgen.teachers.guard import Guard
 from kdgen.teachers.http import excerpt
+from kdgen.teachers.turns import MARK, before_mark
 from kdgen.teachers.vllm import INSTALL, SAMPLING
 
 PLAIN = frozenset("temperature top_p seed stop presence_penalty frequency_penalty prompt_logprobs".split()) | SAMPLING
@@ -164,7 +165,12 @@ class EngineWire:
         if (effort := body.pop("reasoning_effort", None)) is not None:
             options |= {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         options |= body.pop("chat_template_kwargs", {})
-        made = tokenizer.apply_chat_template(body.pop("messages"), tokenize=False, **options)
+        messages, turn = body.pop("messages"), body.pop("open", None)
+        if turn:
+            messages, options["add_generation_prompt"] = [*messages, {"role": turn, "content": MARK}], False
+        made = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        if turn and (made := before_mark(made)) is None:
+            raise Fault("never", "the model's chat template has no place for a user's words", status=400)
         ids = tokenizer.encode(made, add_special_tokens=False) if isinstance(made, str) else made
         return {"prompt_token_ids": list(ids)}
 

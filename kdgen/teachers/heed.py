@@ -23,7 +23,7 @@ WORDS = {
     "schema": ("response_format", "json_schema", "text.format", "output_config.format", "output_config"),
 }
 FIELDS = {word.partition(".")[0]: name for name, words in WORDS.items() for word in words} | {"text": "schema"}
-ALWAYS = frozenset("model messages input instructions system stream store n include".split())
+ALWAYS = frozenset("model prompt messages input instructions system stream store n include".split())
 REFUSED = re.compile(
     r"(?:not|n't|un|no longer)[ -]?(?:be )?support|unrecogni[sz]ed|unknown (?:name|field|param|argument|request)|"
     r"(?:unexpected|extra) (?:keyword|field|argument|input)|not (?:allowed|permitted|implemented|available)|unavailable|"

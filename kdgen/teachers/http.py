@@ -16,6 +16,7 @@ import orjson
 
 from kdgen.teachers.base import Fault, Raw, Request
 from kdgen.teachers.keys import Key
+from kdgen.teachers.turns import COMPLETIONS
 
 KEPT = ("x-request-id", "request-id", "openai-processing-ms")
 LIMITS = (
@@ -33,12 +34,13 @@ HOPELESS = frozenset(
 
 
 class HttpWire:
-    """POSTs a request's bytes to one URL."""
+    """POSTs a request's bytes to one URL, or those of a raw completion to `completions`."""
 
-    def __init__(self, url: str, headers: dict[str, str], *, connections: int) -> None:
+    def __init__(self, url: str, headers: dict[str, str], *, connections: int, completions: str = "") -> None:
         import aiohttp
 
         self.url = url
+        self.completions = completions
         self._keyed = "authorization" in headers
         self._key = Key(headers.get("authorization", "").removeprefix("Bearer "))
         _allow_files(connections)
@@ -54,7 +56,8 @@ class HttpWire:
     async def send(self, request: Request) -> Raw:
         """Send once. Raises Fault; a body that is cut or not JSON is transient and may have been billed."""
         try:
-            async with self._session.post(self.url, data=request.body, allow_redirects=False) as response:
+            url = self.completions if request.wire == COMPLETIONS else self.url
+            async with self._session.post(url, data=request.body, allow_redirects=False) as response:
                 body = self._key.strike(await response.read())
                 return checked(response.status, self._key.headers(response.headers), body, keyed=self._keyed)
         except self._http.ClientConnectorError as error:

@@ -12,9 +12,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import orjson
 from pydantic import Field
@@ -22,6 +25,7 @@ from pydantic import Field
 from kdgen.errors import EndpointError, UserError
 from kdgen.teachers import models
 from kdgen.teachers.base import Call, Fault, Raw, Request, TeacherSpec, Wire, chat_body
+from kdgen.teachers.turns import MARK, before_mark, completion
 
 # Prompt tokens per step. A request can only be stopped between steps, and larger ones are no faster on a CPU.
 STEP = 128
@@ -79,9 +83,15 @@ class Local(TeacherSpec):
         body.setdefault("seed", call.nth)
         # A prompt cache would let an earlier request change the numbers of a later one.
         body["cache_prompt"] = False
+        if call.open:
+            body["open"] = "user"
         if body.get("top_logprobs") == 0:
             body["top_logprobs"] = 1  # llama.cpp reads 0 as: no logprobs at all
         return body
+
+    def shut(self) -> tuple[str, str] | None:
+        """None: the model's chat template is in its file."""
+        return None
 
     def connect(self) -> Wire:
         """Make sure that the model's file is here; the model itself is loaded at the first request."""
@@ -136,6 +146,7 @@ class LocalWire:
         self.context = context
         self.threads = threads
         self.timeout = timeout
+        self._key = secrets.token_hex(32)
         self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
         self._loading = threading.Lock()
         self._closed = threading.Event()
@@ -193,7 +204,7 @@ class LocalWire:
             params.cache_ram_mib = params.n_ctx_checkpoints = 0
             params.cache_idle_slots = False
             # The runtime also listens on a loopback port, and nobody is to come in there.
-            params.api_keys = [secrets.token_hex(32)]
+            params.api_keys = [self._key]
             params.endpoint_slots = params.ui = False
             params.n_threads_http = 1
             try:
@@ -221,7 +232,11 @@ class LocalWire:
         # Only a streamed request can be stopped while it runs; progress chunks make that true of its prompt too.
         stream = {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
         try:
-            server.handle_chat_completions(orjson.loads(request.body) | stream, take)
+            body = orjson.loads(request.body)
+            if "open" in body:
+                server.handle_completions(completion(body, self._opened(server, body["messages"])) | stream, take)
+            else:
+                server.handle_chat_completions(body | stream, take)
         except ValueError as error:
             raise Fault("never", str(error), status=400) from None
         if ended:
@@ -231,6 +246,21 @@ class LocalWire:
                 status = int(wrong.get("code") or 500)
                 raise Fault("never" if status < 500 else "transient", str(wrong.get("message")), status=status)
         return Raw(orjson.dumps(_assemble(self.identity, chunks)), {})
+
+    def _opened(self, server: Any, messages: list[dict[str, str]]) -> str:
+        """The text before a user's turn, by the model's own template; only the runtime's port fills that in."""
+        place = urlsplit(server.listening_address)
+        body = orjson.dumps({"messages": [*messages, {"role": "user", "content": MARK}]})
+        headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
+        with closing(HTTPConnection(place.hostname or "", place.port, timeout=self.timeout)) as port:
+            try:
+                port.request("POST", "/apply-template", body, headers)
+                reply = orjson.loads(port.getresponse().read())
+            except (OSError, HTTPException, orjson.JSONDecodeError) as error:
+                raise Fault("transient", f"the runtime fills in no template: {error}") from None
+        if (prefix := before_mark(str(reply.get("prompt", "")))) is None:
+            raise Fault("never", "the model's chat template has no place for a user's words", status=400)
+        return prefix
 
 
 def _assemble(identity: str, chunks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -242,7 +272,7 @@ def _assemble(identity: str, chunks: list[dict[str, Any]]) -> dict[str, Any]:
         usage = chunk.get("usage") or usage
         for choice in chunk.get("choices") or ():
             finish = choice.get("finish_reason") or finish
-            for name, text in (choice.get("delta") or {}).items():
+            for name, text in (choice.get("delta") or {"content": choice.get("text")}).items():
                 if name in ("content", "reasoning_content") and text:
                     message[name] = message.get(name, "") + text
             logprobs += (choice.get("logprobs") or {}).get("content") or ()

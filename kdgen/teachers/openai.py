@@ -17,6 +17,7 @@ from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Reply, Reque
 from kdgen.teachers.calls import dumped
 from kdgen.teachers.http import HttpWire, checked
 from kdgen.teachers.keys import EnvName, check_key, guarded, key_needs, key_of, may_send_key
+from kdgen.teachers.turns import completion_request, shut_server, wrong_template
 from kdgen.teachers.urls import moved, unfit, wrong_url
 
 KEY = "OPENAI_API_KEY"
@@ -46,6 +47,10 @@ class OpenAI(TeacherSpec):
     service_tier: Literal["auto", "default", "flex", "priority"] = Field(
         "auto", description="flex: batch prices, slower, and now and then refused for a while"
     )
+    template: str | None = Field(
+        None,
+        description="the chat template of the server's model, where it is to write a user's turn: chatml, llama-3, …",
+    )
     prompt_cache_key: str | None = Field(None, description="requests with the same key share OpenAI's prompt cache")
     extra: dict[str, JsonValue] = {}
 
@@ -67,6 +72,8 @@ class OpenAI(TeacherSpec):
         check_key(self)
         for cause, hint in wrong_url(self.base_url) if self.base_url is not None else ():
             raise UserError(cause, where=self.label, hint=hint)
+        for cause, hint in wrong_template(self.template, self.base_url is not None):
+            raise UserError(cause, where=self.label, hint=hint)
         if self.summary and self.dialect == "chat":
             raise UserError("summary has no effect in chat completions", where=self.label, hint="api: responses")
         own = OWN | {*Params.model_fields} | (OWN_RESPONSES if self.dialect == "responses" else {"reasoning_effort"})
@@ -74,6 +81,10 @@ class OpenAI(TeacherSpec):
             raise UserError(
                 f"extra must not set {', '.join(clash)}", where=self.label, hint="kdgen has a field for it, or needs it"
             )
+
+    def shut(self) -> tuple[str, str] | None:
+        """OpenAI's own models take messages alone; a server may take raw completions."""
+        return super().shut() if self.base_url is None else shut_server(self.template, self.mode)
 
     def needs(self) -> dict[str, str]:
         """The key, where one is sent, and an address that is one."""
@@ -112,6 +123,8 @@ class OpenAI(TeacherSpec):
 
     def request(self, call: Call) -> Request:
         """The wire's own JSON for `call`."""
+        if call.open:
+            return completion_request(self.body(call), self.template or "", call)
         return Request(f"openai.{self.dialect}", dumped(self.body(call)), call.nth, call.params.max_tokens or 0)
 
     def body(self, call: Call) -> dict[str, Any]:
@@ -119,7 +132,7 @@ class OpenAI(TeacherSpec):
         if self.base_url is None and call.schema is not None:
             title = responses.schema_name(call.schema)
             call = replace(call, schema=responses.strict_schema({**call.schema, "title": title}))
-        if self.dialect == "responses":
+        if self.dialect == "responses" and not call.open:
             body = responses.responses_body(self.model, call, summary=self.summary)
         else:
             body = chat_body(self.model, call, limit="max_tokens" if self.base_url else "max_completion_tokens")
@@ -146,7 +159,8 @@ class OpenAI(TeacherSpec):
             wire = SdkWire(openai, self._client(key), path, keyed=True)
         else:
             headers = {"authorization": f"Bearer {key}"} if key else {}
-            wire = HttpWire(self.base_url.rstrip("/") + path, headers, connections=self.concurrency)
+            base = self.base_url.rstrip("/")
+            wire = HttpWire(base + path, headers, connections=self.concurrency, completions=base + "/completions")
         return responses.ResponsesWire(wire) if self.dialect == "responses" else wire
 
     def batches(self) -> BatchApi:

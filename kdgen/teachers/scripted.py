@@ -20,15 +20,15 @@ from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, Teache
 class Rule(Frozen):
     """One line of the file: which requests it answers, and with what.
 
-    A rule without a condition answers everything. `contains` and `regex` look at the text of all
-    messages; `nth` at the number of the draw. In `reply`, `{digest}` stands for 8 hex digits of the
-    request, `{last}` for the last message, and `\\1` … for the groups of `regex`. `status` makes an HTTP
-    error of it.
+    A rule without a condition answers everything. `contains` and `regex` look at the text of all messages; `nth` at the
+    number of the draw; `open` at whether the user's turn is to be written. In `reply`, `{digest}` stands for 8 hex digits
+    of the request, `{last}` for the last message, and `\\1` … for the groups of `regex`. `status` makes an HTTP error of it.
     """
 
     contains: str | None = None
     regex: str | None = None
     nth: int | None = None
+    open: bool | None = None
     reply: str = ""
     reasoning: str = ""
     refusal: str = ""
@@ -63,7 +63,11 @@ class Scripted(TeacherSpec):
 
     def body(self, call: Call) -> dict[str, Any]:
         """The chat-completions body, with the file's stem as the model."""
-        return chat_body(self.stem, call)
+        return {**chat_body(self.stem, call), **({"open": "user"} if call.open else {})}
+
+    def shut(self) -> tuple[str, str] | None:
+        """None: a rule can be anything."""
+        return None
 
     def ignored(self, params: Params, reply: Reply) -> list[str]:
         """None: what the file says is the reply."""
@@ -121,7 +125,11 @@ class ScriptedWire:
         if self.delay:
             await asyncio.sleep(self.delay)
         for rule in self.rules:
-            if rule.nth not in (None, request.nth) or (rule.contains and rule.contains not in text):
+            if (
+                rule.nth not in (None, request.nth)
+                or rule.open not in (None, "open" in body)
+                or (rule.contains and rule.contains not in text)
+            ):
                 continue
             found = re.search(rule.regex, text) if rule.regex else None
             if rule.regex and found is None:
@@ -138,7 +146,7 @@ class ScriptedWire:
         reply = found.expand(rule.reply) if found else rule.reply
         if "{digest}" in reply:
             reply = reply.replace("{digest}", hashlib.sha256(f"{nth}{text}".encode()).hexdigest()[:8])
-        if "{last}" in reply:
+        if "{last}" in reply and body["messages"]:
             reply = reply.replace("{last}", body["messages"][-1]["content"])
         message: dict[str, Any] = {"role": "assistant", "content": reply}
         if rule.reasoning:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,6 @@ from kdgen.resources import did_you_mean
 from kdgen.teachers.base import (
     BatchApi,
     Call,
-    Fault,
     Params,
     Raw,
     Reply,
@@ -31,12 +29,13 @@ from kdgen.teachers.base import (
     TeacherSpec,
     Wire,
     chat_body,
-    read_chat,
 )
 from kdgen.teachers.chat import MALFORMED, malformed
 from kdgen.teachers.http import HttpWire
 from kdgen.teachers.keys import EnvName, check_key, key_needs, key_of
+from kdgen.teachers.least_loaded import LeastLoaded
 from kdgen.teachers.models import file_digest
+from kdgen.teachers.turns import completion_request, shut_server, wrong_template
 from kdgen.teachers.urls import wrong_url
 
 # Fields of a body that vLLM reads and kdgen has no field for (0.32's ChatCompletionRequest).
@@ -70,7 +69,6 @@ TRANSPORT = frozenset(
 )
 ENGINE_OWN = frozenset("model generation_config enable_lora".split())
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".model", ".jinja", ".txt", ".tiktoken")
-REST = 5.0
 INSTALL = "pip install 'kdgen[vllm]', or name a server: --teacher vllm:MODEL@http://HOST:PORT/v1"
 BATCH_DIR = ".kdgen/batches"
 
@@ -90,6 +88,10 @@ class Vllm(TeacherSpec):
     concurrency: int = Field(64, ge=1, le=4096, description="requests in flight at most")
     batch_dir: str | None = Field(
         None, description=f"the folder of the files that `vllm run-batch` answers in mode: batch; unset: {BATCH_DIR}"
+    )
+    template: str | None = Field(
+        None,
+        description="the chat template of a server's model, where it is to write a user's turn: chatml, llama-3, …",
     )
     prompt_logprobs: int | None = Field(None, ge=0, description="top-k logprobs of each token of the prompt")
     lora: str | None = None
@@ -138,6 +140,7 @@ class Vllm(TeacherSpec):
             yield "batch_dir has no effect online", "mode: batch"
         if self.lora and self.mode == "batch":
             yield "`vllm run-batch` takes no adapter", "mode: online, or a model with the adapter merged into it"
+        yield from wrong_template(self.template, bool(self.urls))
         for name in sorted(self.extra):
             yield from self._wrong_extra(name)
 
@@ -150,6 +153,16 @@ class Vllm(TeacherSpec):
         elif name not in known:
             other = "provider: openai with a base_url sends any field" if self.urls else "only a server takes it"
             yield f"vLLM would ignore {name} here", did_you_mean(name, known) or other
+
+    def shut(self) -> tuple[str, str] | None:
+        """The engine in this process has the model's chat template; a server is told it."""
+        return shut_server(self.template if self.urls else "own", self.mode)
+
+    def request(self, call: Call) -> Request:
+        """See `TeacherSpec.request`; a server writes a user's turn as a raw completion."""
+        if call.open and self.urls:
+            return completion_request(self.body(call), self.template or "", call)
+        return super().request(call)
 
     def needs(self) -> dict[str, str]:
         """vLLM itself, where neither a server nor files stand for it. A server's key is optional, unless the recipe names it."""
@@ -181,6 +194,7 @@ class Vllm(TeacherSpec):
         if call.params.logprobs is not None or self.prompt_logprobs is not None:
             body["return_token_ids"] = True
         if not self.urls:
+            body |= {"open": "user"} if call.open else {}
             body["engine"] = {name: value for name, value in self.engine.items() if name not in TRANSPORT}
             if self.lora:
                 body["lora"] = self._adapter
@@ -192,7 +206,7 @@ class Vllm(TeacherSpec):
 
     def read(self, request: Request, raw: Raw) -> Reply:
         """See `TeacherSpec.read`; each logprob has its token's id and text, the likeliest first."""
-        reply = read_chat(request.key, self.label, raw)
+        reply = super().read(request, raw)
         try:
             for choice in reply.body["choices"]:
                 for entry in (choice.get("logprobs") or {}).get("content") or ():
@@ -223,9 +237,9 @@ class Vllm(TeacherSpec):
             return EngineWire(_path(self.model), arguments, adapter)
         key = key_of(self)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        wires = [
-            HttpWire(url.rstrip("/") + "/chat/completions", headers, connections=self.concurrency) for url in self.urls
-        ]
+        bases = [url.rstrip("/") for url in self.urls]
+        raw, most = "/completions", self.concurrency
+        wires = [HttpWire(b + "/chat" + raw, headers, connections=most, completions=b + raw) for b in bases]
         return wires[0] if len(wires) == 1 else LeastLoaded(wires)
 
     def batches(self) -> BatchApi:
@@ -272,50 +286,3 @@ def _identity(name: str) -> str:
     files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
     found = [(file.name, file_digest(file)) for file in files if file.is_file() and file.suffix in MODEL_FILES]
     return f"{folder.name}@{digest(found)[:12]}"
-
-
-class LeastLoaded:
-    """Several servers of one model as one wire: a request goes to the one with the fewest in flight.
-
-    A server that refuses connections is stepped over while another serves. One that fails in any other way gets
-    nothing new for a few seconds, or its quick failures would make it look like the least loaded.
-    """
-
-    def __init__(self, wires: Sequence[HttpWire]) -> None:
-        self.wires = list(wires)
-        self.busy = [0] * len(self.wires)
-        self.sent = [0] * len(self.wires)
-        self._rests_until = [0.0] * len(self.wires)
-
-    async def send(self, request: Request) -> Raw:
-        """Send once, to the least loaded server that takes the connection. Raises Fault."""
-        refused: Fault | None = None
-        tried: set[int] = set()
-        while len(tried) < len(self.wires):
-            place = self._least(tried)
-            tried.add(place)
-            self.busy[place] += 1
-            self.sent[place] += 1
-            try:
-                return await self.wires[place].send(request)
-            except Fault as fault:
-                fault.message = f"{self.wires[place].url}: {fault.message}"
-                if fault.kind == "transient":
-                    self._rests_until[place] = time.monotonic() + REST
-                if fault.kind != "transient" or fault.billed or fault.status:
-                    raise
-                refused = fault
-            finally:
-                self.busy[place] -= 1
-        assert refused is not None
-        raise refused
-
-    def _least(self, tried: set[int]) -> int:
-        now = time.monotonic()
-        places = (place for place in range(len(self.wires)) if place not in tried)
-        return min(places, key=lambda place: (self._rests_until[place] > now, self.busy[place], self.sent[place]))
-
-    async def close(self) -> None:
-        """Close every wire."""
-        for wire in self.wires:
-            await wire.close()
