@@ -80,7 +80,7 @@ def _verb(verb: str, about: str, default: str) -> Callable[..., None]:
             str | None,
             typer.Argument(
                 metavar="[SEEDS]",
-                help="A seed file (.jsonl, .json, .csv, .parquet), - for stdin, or a set that ships: general, code, math, documents.",
+                help="A seed file (.jsonl, .json, .csv, .parquet), - for stdin, or one that ships: general, code, math, documents, facts.",
             ),
         ] = None,
         method: Method = default,

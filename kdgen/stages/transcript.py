@@ -23,11 +23,11 @@ STRAY = re.compile(r"\[/?(?:Human|AI)\]")
 class Transcript(Stage):
     """A conversation that one call writes with itself (Baize, arXiv 2304.01196).
 
-    D = {x, y | x ~ X, y ~ p_T(y | I ⊕ c ⊕ x)} (Xu et al., Eq. 3): x is the question that it opens
-    with, y all the rest. The reply is turns that begin with `[Human]` or `[AI]` at the
-    start of a line. Anything else around them, two turns of one side in a row, an empty turn, a turn that is said twice
-    and an opening that is not the seed's question make it invalid, and so a reject. What the person says last, or
-    what was cut, is left out; fewer than `least` whole rounds are a reject.
+    D = {x, y | x ~ X, y ~ p_T(y | I ⊕ c ⊕ x)} (Xu et al., Eq. 3): x is the question that it opens with, y all the rest.
+    The reply is turns that begin with `[Human]` or `[AI]` at the start of a line; one that goes on with `[AI]` from the
+    question that it was shown has it put before. Anything else around them, two turns of one side in a row, an empty
+    turn, a turn that is said twice and an opening that is not the seed's question make it invalid, and so a reject. What
+    the person says last, or what was cut, is left out; fewer than `least` whole rounds are a reject.
     """
 
     stage: Literal["label"] = "label"
@@ -47,7 +47,7 @@ class Transcript(Stage):
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call: the last question as `instruction`, the last answer as `output`, what stands before as `history`."""
-        opening = job.instruction or job.text
+        opening = job.task or job.text
         shown = {name: getattr(job, name) for name in ("instruction", "input", "text", "system", "extra")}
         reply = await ask(
             self.prompt, partial=True, check=lambda said: _wrong(said, opening), rounds=self.least, **shown
@@ -78,7 +78,7 @@ class Transcript(Stage):
 
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
         """Whole rounds that open with the question."""
-        opening = str(variables["instruction"] or variables["text"])
+        opening = f"{variables['instruction'] or variables['text']} {variables['input']}"
         asked = [opening, *(f"{number} {words(15)}?" for number in range(2, self.least + 2))]
         return "\n".join(f"[Human] {each}\n[AI] {number} {words(60)}" for number, each in enumerate(asked))
 
@@ -96,16 +96,16 @@ def _turns(reply: Reply, opening: str) -> list[Message]:
     text = bare(split_thinking(reply.text)[1])
     before, *parts = MARK.split(text)
     if before.strip() or not parts:
-        raise ValueError("it does not begin with [Human]")
+        raise ValueError("it does not begin with [Human] or [AI]")
     said = [(WHO[who], content.strip()) for who, content in zip(parts[::2], parts[1::2], strict=True)]
+    if said[0][0] == "assistant":
+        said.insert(0, ("user", opening))
     if reply.finish == "length":
         said = said[:-1]
     seen = set[str]()
     for number, (role, content) in enumerate(said):
         if role != ("assistant" if number % 2 else "user"):
-            raise ValueError(
-                f"turn {number + 1} is of the same side as the one before it" if number else "[AI] opens it"
-            )
+            raise ValueError(f"turn {number + 1} is of the same side as the one before it")
         if not terms(content):
             raise ValueError(f"turn {number + 1} is empty")
         if STRAY.search(content):
