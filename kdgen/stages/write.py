@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, create_model
 
 from kdgen.errors import Rejected
 from kdgen.parse import alone, bare, split_thinking, terms, units
@@ -45,7 +46,7 @@ class Tasks(BaseModel):
 
 
 class Pair(BaseModel):
-    """A task with its answer; in the order of the alphabet, which is the order in which models write keys."""
+    """A task with its answer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,6 +63,20 @@ class Pairs(BaseModel):
 
 
 LISTS: dict[str, type[Tasks] | type[Pairs]] = {"tasks": Tasks, "pairs": Pairs}
+
+
+@lru_cache(64)
+def _bounded(makes: str, most: int) -> type[BaseModel]:
+    """The list's model, whose schema lets a model write no more than was asked for: a small one would go on until it is cut.
+
+    A longer list, of a server that keeps to no schema, is read all the same.
+    """
+    model, make = LISTS[makes], cast(Any, create_model)
+    bound = Field(min_length=1, json_schema_extra={"maxItems": most})
+    made: type[BaseModel] = make(
+        model.__name__, __base__=model, **{makes: (model.model_fields[makes].annotation, bound)}
+    )
+    return made
 
 
 class Write(Stage):
@@ -157,7 +172,7 @@ class Write(Stage):
         reply = await ask(
             self.prompt,
             nth=number,
-            schema=LISTS.get(self.makes),
+            schema=_bounded(self.makes, self.ask_for) if self.makes in LISTS else None,
             check=checks.get(self.makes),
             label=job.output,
             path=path_of(job),
