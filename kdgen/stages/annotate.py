@@ -34,7 +34,7 @@ Place = tuple[int, int, str]
 
 
 class Vote(BaseModel):
-    """What one annotator says; a codebook's own has its classes. A schema's keys are written in the alphabet's order."""
+    """What one annotator says; a codebook's own has its classes."""
 
     model_config = ConfigDict(extra="forbid")
 
