@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
 import orjson
 
@@ -35,12 +35,11 @@ BARE = re.compile(rb'(?<![\w"])-?(NaN|Infinity)(?![\w"])')
 class BadRow(Exception):
     """One row that is no seed, with the cause and what to do; `where` it stands, if that is not its number.
 
-    An `unread_file` is none of the user's mistakes: it is counted, whatever else is to be done with a bad row.
+    `bad_seed` is a mistake of the user's. What has another reason (a file that is not read, a conversation that
+    cleaning loses) is none: it is counted, whatever else is to be done with a bad row.
     """
 
-    def __init__(
-        self, cause: str, *, hint: str = "", where: str = "", reason: Literal["bad_seed", "unread_file"] = "bad_seed"
-    ) -> None:
+    def __init__(self, cause: str, *, hint: str = "", where: str = "", reason: str = "bad_seed") -> None:
         super().__init__(cause)
         self.cause = cause
         self.hint = hint

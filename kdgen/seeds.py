@@ -16,6 +16,7 @@ import pydantic
 from pydantic import ValidationError
 
 from kdgen import documents
+from kdgen.cleaning import ROLES, Clean
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
 from kdgen.readers import BY_ROW, READERS, BadRow, parsed, suffix_of
@@ -26,7 +27,6 @@ FIELDS = ("id", "instruction", "input", "output", "reasoning", "system", "text",
 MAIN = {"instruction", "text", "messages"}
 Field = Literal["id", "instruction", "input", "output", "reasoning", "system", "text", "messages"]
 ALIASES = {"question": "instruction", "prompt": "instruction", "answer": "output", "response": "output"}
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 SHAPES: dict[str, dict[str, str]] = {
     "instruction": {"input": "input", "output": "output", "response": "output"},
     "prompt": {"completion": "output", "response": "output", "output": "output"},
@@ -41,11 +41,13 @@ class Seeds(Frozen):
     input, a built-in's bare name, or `package:NAME/path` for a file that an installed package carries. It may also be
     a document (text, Markdown, HTML, PDF, source code) or a folder of them, of which `files` names those to read
     (`["*.md", "guide/*"]`). `chunk` says how documents are cut, and has rows that are a text cut too.
+    `clean` cleans conversations.
     """
 
     path: str
     files: tuple[str, ...] = ()
     chunk: Chunk | None = None
+    clean: Clean | None = None
     map: dict[Field, str] = {}
     on_bad: Literal["fail", "skip"] = "fail"
     limit: int | None = pydantic.Field(None, ge=1)
@@ -62,14 +64,15 @@ class Scan(NamedTuple):
 def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
     """Check every row of `path`.
 
-    Raises UserError with file and line at the first row that is no seed, unless `on_bad` is "skip": then
-    such rows are listed with their reason and become rejects. Memory: 8 bytes a row and its id's hash.
+    Raises UserError with file and line at the first row that is no seed, unless `on_bad` is "skip": then such rows are
+    listed with their reason and become rejects. Memory: 8 bytes a row and its id's hash (with `clean`, its opening's).
     """
     name = name or str(path)
     unit = _unit(path)
     ids: set[int] = set()
     bad: dict[int, tuple[str, str]] = {}
     twins: dict[int, tuple[int, str, str]] = {}
+    openings: dict[int, int] = {}
     count = 0
     for number, item in _rows(spec, path):
         count += 1
@@ -81,6 +84,10 @@ def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
                 where = error.where or _place(Path(name).name, unit, number)
                 raise UserError(error.cause, where=_whole(where, spec, path), hint=hint) from None
             bad[number] = (error.reason, f"{error.where or _place(Path(name).name, unit, number)}: {error.cause}")
+            continue
+        opening = spec.clean.opening(record) if spec.clean else ""
+        if opening and (earlier := openings.setdefault(_short(opening), number)) != number:
+            bad[number] = ("same_opening", f"{_place(Path(name).name, unit, number)}: opens as {unit} {earlier} does")
             continue
         short = _short(record.id)
         if short in ids:
@@ -138,8 +145,8 @@ def _rows(spec: Seeds, path: Path) -> Iterator[tuple[int, Any]]:
     """What is to become a record, by number: rows, or records already where they are chunks."""
     rows: Iterator[tuple[int, Any]]
     if documents.is_document(path):
-        if spec.map:
-            raise UserError("map has no effect: a document has no columns", where=str(path), hint="take it out")
+        if without := "map" if spec.map else "clean" if spec.clean else "":
+            raise UserError(f"{without} has no effect: a document has no columns", where=str(path), hint="take it out")
         rows = documents.read(path, spec.files, spec.chunk or Chunk())
     else:
         unit, reader = _unit(path), READERS[suffix_of(path)]
@@ -219,7 +226,9 @@ def _record(spec: Seeds, item: Any) -> tuple[Record, bool]:
         used |= more
     for part in (fields, mapped):
         if (messages := part.pop("messages", None)) is not None:
-            fields |= _conversation(messages)
+            fields |= _conversation(spec.clean.turns(messages, row) if spec.clean else messages)
+    if spec.clean and "history" not in fields:
+        raise BadRow("the row is no conversation, and `clean` cleans conversations", hint="take clean out")
     fields |= mapped
     content = {name: _text(name, value) for name, value in fields.items() if name not in ("id", "history")}
     if not content.get("instruction", "").strip() and not content.get("text", "").strip():

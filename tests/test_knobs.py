@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from server import EVOL, FakeWire, echo_answer
 
 from kdgen.asking import JobAsk
+from kdgen.cleaning import Clean
 from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
@@ -134,6 +135,15 @@ RULES = [
     {"reply": "First this is so.\nAnswer: it is {digest}", "logprobs": [{"token": "First", "logprob": -2.5}]},
 ]
 LABEL = {"stages": [{"stage": "label", "method": "answer", "prompt": "label/answer"}]}
+# Something for each part of cleaning: (sides and texts, columns).
+TALKS: list[tuple[str, dict[str, Any]]] = [
+    ("u:Name a sea.|a:<p>The <b>Red</b> Sea</p>|u:Another?", {}),
+    ("u:Name a tree.|a:Share Prompt\nAn oak|u:Another?", {"language": "German"}),
+    ("u:Name a star.|u:A bright one.|a:Vega|u:Why?", {"toxic": True}),
+    ("u:Who are you?|a:I am ChatGPT.|u:Go on?", {"redacted": True}),
+    ("u:Name a river.", {}),
+    ("u:Name a sea.|a:The Black Sea|u:And its depth?", {}),
+]
 ANSWERED = {"stage": "label", "method": "answer", "prompt": "label/answer"}
 WRITE = {"stages": [{"stage": "curate", "method": "write", "prompt": "label/brief"}], "export": {"format": "text"}}
 EXAMPLES = {"stages": [{**WRITE["stages"][0], "makes": "input", "verify": "curate/verify"}]}
@@ -268,9 +278,25 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "path": "seeds.path=other.jsonl",
             "files": "seeds={path: docs, files: ['*.md']}",
             "chunk": "seeds={path: docs/a.md, chunk: {size: 8}}",
+            "clean": "seeds={path: talks.jsonl, clean: {}}",
             "map": "seeds.map.instruction=q",
             "on_bad": "seeds={path: bad.jsonl, on_bad: skip}",
             "limit": "seeds.limit=2",
+        },
+    ),
+    (
+        Clean,
+        {**LABEL, "seeds": {"path": "talks.jsonl", "clean": {}}},
+        {
+            "html": "seeds.clean.html=false",
+            "ui": "seeds.clean.ui=false",
+            "order": "seeds.clean.order=reject",
+            "identity": "seeds.clean.identity=keep",
+            "rounds": "seeds.clean.rounds=2",
+            "languages": "seeds.clean.languages=[English]",
+            "toxic": "seeds.clean.toxic=false",
+            "redacted": "seeds.clean.redacted=false",
+            "same_opening": "seeds.clean.same_opening=keep",
         },
     ),
     (
@@ -753,6 +779,7 @@ AGAINST = {
     ("Cite", "absent"): f"stages.0={{{FLOW}, withheld: 0.6}}",
     ("Seeds", "files"): "seeds={path: docs}",
     ("Seeds", "chunk"): "seeds={path: docs/a.md}",
+    ("Seeds", "clean"): "seeds={path: talks.jsonl}",
     ("Seeds", "on_bad"): "seeds={path: bad.jsonl}",
     ("Pattern", "field"): "filters=[{filter: pattern, patterns: [colour]}]",
     ("Pattern", "ignore_case"): "filters=[{filter: pattern, patterns: [NAME]}]",
@@ -796,6 +823,11 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
     (tmp_path / "bad.jsonl").write_text(json.dumps(SEEDS[0]) + "\nno\n")
     (tmp_path / "other.jsonl").write_text(json.dumps(SEEDS[0]) + "\n")
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
+    talks = []
+    for text, columns in TALKS:
+        turns = [{"role": {"u": "user", "a": "assistant"}[turn[0]], "content": turn[2:]} for turn in text.split("|")]
+        talks.append({"messages": turns, "language": "English", "toxic": False, "redacted": False, **columns})
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     (tmp_path / "greedy.md").write_text(GREEDY_PROMPT)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text(

@@ -17,7 +17,7 @@ LAYERS = [
     {"kdgen", "aio", "errors", "record"},
     {"agreement", "parse", "resources", "sandbox", "tables"},
     {"filters", "prompts", "readers", "yamls"},
-    {"documents"},
+    {"cleaning", "documents"},
     {"banks", "dedupe", "export", "seeds", "store"},
     {"codebooks", "teachers"},
     {"stages", "terms"},
