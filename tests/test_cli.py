@@ -47,7 +47,6 @@ def test_help_of_every_command(kdgen: Callable[..., Any], name: str) -> None:
     "arguments",
     [
         ("nosuch",),
-        ("label",),
         ("label", "s.jsonl", "--nosuch"),
         ("label", "s.jsonl", "--limit", "0"),
         ("recipes", "show"),
@@ -58,6 +57,12 @@ def test_wrong_usage_is_the_users_mistake(
 ) -> None:
     said = kdgen(*arguments)
     assert said.code == 2 and said.out == "" and "Error: " in said.err and list(tmp_path.iterdir()) == []
+
+
+def test_a_verb_without_seeds_says_where_they_come_from(kdgen: Callable[..., Any], tmp_path: Path) -> None:
+    said = kdgen("label")
+    assert said.code == 2 and "names no seeds" in said.err and "hint: SEEDS after the verb" in said.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recipes_are_listed_and_shown(kdgen: Callable[..., Any]) -> None:

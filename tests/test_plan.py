@@ -126,5 +126,7 @@ def test_at_most_is_the_sum_of_each_request(tmp_path: Path, plan: Callable[..., 
 def test_a_recipe_says_what_it_takes_makes_and_costs(name: str) -> None:
     head = "\n".join(line for line in builtins("configs")[name].read_text().splitlines() if line.startswith("# "))
     assert head.startswith("# Takes ") and " makes " in head.replace(", finds those", ", makes")
-    assert re.search(r"About \$\d+\.\d\d per 1,000 rows with gpt-6-luna", head), "see `kdgen plan`"
-    assert f"kdgen plan {name} SEEDS" in head and load_recipe(name).paper
+    free = load_recipe(name).seed_free
+    priced = r"About \$\d+\.\d\d per 1,000 rows" + ("" if free else " with gpt-6-luna")
+    assert re.search(priced, head) and f"kdgen plan {name}{'' if free else ' SEEDS'}" in head
+    assert load_recipe(name).paper
