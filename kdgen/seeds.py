@@ -21,6 +21,7 @@ from kdgen.errors import UserError
 from kdgen.readers import BY_ROW, READERS, BadRow, parsed, suffix_of
 from kdgen.record import BLANK, Frozen, Message, Record, Reject, Row, digest
 from kdgen.resources import did_you_mean
+from kdgen.selection import Select
 
 FIELDS = ("id", "instruction", "input", "output", "reasoning", "system", "text", "messages")
 MAIN = {"instruction", "text", "messages"}
@@ -41,6 +42,7 @@ class Seeds(Frozen):
     input, a built-in's bare name, or `package:NAME/path` for a file that an installed package carries. It may also be
     a document (text, Markdown, HTML, PDF, source code) or a folder of them, of which `files` names those to read
     (`["*.md", "guide/*"]`). `chunk` says how documents are cut, and has rows that are a text cut too.
+    `limit` takes the first so many; of what these leave, `select` chooses those that cover it.
     """
 
     path: str
@@ -49,6 +51,7 @@ class Seeds(Frozen):
     map: dict[Field, str] = {}
     on_bad: Literal["fail", "skip"] = "fail"
     limit: int | None = pydantic.Field(None, ge=1)
+    select: Select | None = None
 
 
 class Scan(NamedTuple):
@@ -111,6 +114,11 @@ def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
             bad[number] = ("duplicate_seed", f"{here}: the same text as {first}")
         elif given_id:
             bad[number] = ("bad_seed", f"{here}: the id {given_id!r} is taken by {first}")
+    if spec.select is not None:
+        left = spec.select.left_out(
+            lambda: ((n, _record(spec, item)[0]) for n, item in _rows(spec, path) if n not in bad)
+        )
+        bad |= {n: ("not_selected", said) for n, said in left.items()}
     return Scan(count, documents.sha256(path, spec.files), bad)
 
 
@@ -122,12 +130,13 @@ def read(spec: Seeds, path: Path, found: Scan) -> Iterator[Row]:
     count = 0
     for number, item in _rows(spec, path):
         count += 1
-        if number in found.bad:
-            reason, detail = found.bad[number]
+        reason, detail = found.bad.get(number, ("", ""))
+        if reason and reason != "not_selected":
             yield Reject(id=digest(number, detail), stage="seeds", reason=reason, detail=detail)
             continue
         try:
-            yield _record(spec, item)[0]
+            record = _record(spec, item)[0]
+            yield record.rejected("seeds", reason, detail) if reason else record
         except BadRow as error:
             raise UserError(f"the file changed while it was read: {error.cause}", where=f"{path}:{number}") from None
     if count != found.rows:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "kdgen"
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
     {"agreement", "parse", "resources", "sandbox", "tables"},
-    {"filters", "prompts", "readers", "yamls"},
+    {"filters", "prompts", "readers", "selection", "yamls"},
     {"documents"},
     {"banks", "dedupe", "export", "seeds", "store"},
     {"codebooks", "teachers"},

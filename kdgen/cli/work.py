@@ -234,7 +234,9 @@ def check(
         if recipe.seeds is not None and recipe.seeds.path != "-":
             with seed_file(recipe) as (path, _):
                 found = scan(recipe.seeds, path)
-            said += f", {found.rows:,} seeds" + (f" ({len(found.bad)} not usable)" if found.bad else "")
+            left = sum(reason == "not_selected" for reason, _ in found.bad.values())
+            out = [f"{n:,} {why}" for n, why in ((len(found.bad) - left, "not usable"), (left, "not selected")) if n]
+            said += f", {found.rows:,} seeds" + (f" ({', '.join(out)})" if out else "")
         print(f"ok  {name}: {said}")
         for role, spec in recipe.leaves():
             for need in spec.needs():
