@@ -13,25 +13,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pydantic
-from pydantic import ValidationError
 
 from kdgen import documents
-from kdgen.cleaning import ROLES, Clean
+from kdgen.cleaning import Clean
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
 from kdgen.readers import BY_ROW, READERS, BadRow, parsed, suffix_of
-from kdgen.record import BLANK, Frozen, Message, Record, Reject, Row, digest
-from kdgen.resources import did_you_mean
-
-FIELDS = ("id", "instruction", "input", "output", "reasoning", "system", "text", "messages")
-MAIN = {"instruction", "text", "messages"}
-Field = Literal["id", "instruction", "input", "output", "reasoning", "system", "text", "messages"]
-ALIASES = {"question": "instruction", "prompt": "instruction", "answer": "output", "response": "output"}
-SHAPES: dict[str, dict[str, str]] = {
-    "instruction": {"input": "input", "output": "output", "response": "output"},
-    "prompt": {"completion": "output", "response": "output", "output": "output"},
-    "question": {"answer": "output", "context": "input"},
-}
+from kdgen.record import BLANK, Frozen, Record, Reject, Row, digest
+from kdgen.selection import Select
+from kdgen.shapes import MAIN, Field, conversation, kind_of, mapped, recognised, text_of
 
 
 class Seeds(Frozen):
@@ -41,7 +31,7 @@ class Seeds(Frozen):
     input, a built-in's bare name, or `package:NAME/path` for a file that an installed package carries. It may also be
     a document (text, Markdown, HTML, PDF, source code) or a folder of them, of which `files` names those to read
     (`["*.md", "guide/*"]`). `chunk` says how documents are cut, and has rows that are a text cut too.
-    `clean` cleans conversations.
+    `clean` cleans conversations. `limit` takes the first so many; of these, `select` chooses those that cover them all.
     """
 
     path: str
@@ -51,6 +41,7 @@ class Seeds(Frozen):
     map: dict[Field, str] = {}
     on_bad: Literal["fail", "skip"] = "fail"
     limit: int | None = pydantic.Field(None, ge=1)
+    select: Select | None = None
 
 
 class Scan(NamedTuple):
@@ -118,6 +109,11 @@ def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
             bad[number] = ("duplicate_seed", f"{here}: the same text as {first}")
         elif given_id:
             bad[number] = ("bad_seed", f"{here}: the id {given_id!r} is taken by {first}")
+    if spec.select is not None:
+        left = spec.select.left_out(
+            lambda: ((n, _record(spec, item)[0]) for n, item in _rows(spec, path) if n not in bad)
+        )
+        bad |= {n: ("not_selected", said) for n, said in left.items()}
     return Scan(count, documents.sha256(path, spec.files), bad)
 
 
@@ -129,12 +125,13 @@ def read(spec: Seeds, path: Path, found: Scan) -> Iterator[Row]:
     count = 0
     for number, item in _rows(spec, path):
         count += 1
-        if number in found.bad:
-            reason, detail = found.bad[number]
+        reason, detail = found.bad.get(number, ("", ""))
+        if reason and reason != "not_selected":
             yield Reject(id=digest(number, detail), stage="seeds", reason=reason, detail=detail)
             continue
         try:
-            yield _record(spec, item)[0]
+            record = _record(spec, item)[0]
+            yield record.rejected("seeds", reason, detail) if reason else record
         except BadRow as error:
             raise UserError(f"the file changed while it was read: {error.cause}", where=f"{path}:{number}") from None
     if count != found.rows:
@@ -219,112 +216,25 @@ def _record(spec: Seeds, item: Any) -> tuple[Record, bool]:
     if isinstance(item, Record):
         return item, False
     row = parsed(item)
-    mapped, used = _mapped(spec.map, row) if spec.map else ({}, set[str]())
+    chosen, used = mapped(spec.map, row) if spec.map else ({}, set[str]())
     fields: dict[str, Any] = {}
     if not MAIN & spec.map.keys():
-        fields, more = _recognised({name: value for name, value in row.items() if name not in used} if used else row)
+        fields, more = recognised({name: value for name, value in row.items() if name not in used} if used else row)
         used |= more
-    for part in (fields, mapped):
+    for part in (fields, chosen):
         if (messages := part.pop("messages", None)) is not None:
-            fields |= _conversation(spec.clean.turns(messages, row) if spec.clean else messages)
+            fields |= conversation(spec.clean.turns(messages, row) if spec.clean else messages)
     if spec.clean and "history" not in fields:
         raise BadRow("the row is no conversation, and `clean` cleans conversations", hint="take clean out")
-    fields |= mapped
-    content = {name: _text(name, value) for name, value in fields.items() if name not in ("id", "history")}
+    fields |= chosen
+    content = {name: text_of(name, value) for name, value in fields.items() if name not in ("id", "history")}
     if not content.get("instruction", "").strip() and not content.get("text", "").strip():
         raise BadRow("the row has no text", hint="an empty instruction asks nothing; remove the row")
     extra = {name: value for name, value in row.items() if name not in used}
     history = fields.get("history", ())
     given = fields.get("id")
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int) or given == ""):
-        raise BadRow(f"the id is {_kind(given)}, not a text or a whole number")
+        raise BadRow(f"the id is {kind_of(given)}, not a text or a whole number")
     made = str(given) if given is not None else digest(content, [dict(turn) for turn in history], extra)
     fields = {**BLANK, **content, "id": made, "seeds": (made,), "history": history, "extra": extra}
     return Record.trusted(fields), given is not None
-
-
-def _recognised(row: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    fields: dict[str, Any] = {"id": row["id"]} if row.get("id") is not None else {}
-    used = {"id"}
-    for main, others in SHAPES.items():
-        if row.get(main) is not None and not isinstance(row[main], list):
-            fields["instruction"] = row[main]
-            used.add(main)
-            for column, field in others.items():
-                if row.get(column) is not None and field not in fields:
-                    fields[field] = row[column]
-                    used.add(column)
-            break
-    else:
-        turns = next((name for name in ("messages", "conversations", "prompt") if isinstance(row.get(name), list)), "")
-        main = turns or ("text" if row.get("text") is not None else "")
-        if not main:
-            if wrong := next(
-                (name for name in (*SHAPES, "messages", "conversations") if row.get(name) is not None), ""
-            ):
-                wanted = "a text" if wrong in SHAPES else "a list of turns"
-                raise BadRow(f"{wrong} is {_kind(row[wrong])}, not {wanted}")
-            columns = ", ".join(list(row)[:8]) or "none"
-            known = ("instruction", "prompt", "question", "messages", "conversations", "text")
-            near = next((hint for column in row if (hint := did_you_mean(column, known))), "")
-            raise BadRow(
-                f"no column holds a task (columns: {columns})",
-                hint=near or "say which one does: --map instruction=COLUMN (the first line of a CSV names its columns)",
-            )
-        fields["messages" if turns else "text"] = row[main]
-        used.add(main)
-    for name in ("system", "reasoning"):
-        if row.get(name) is not None and isinstance(row[name], str):
-            fields[name] = row[name]
-            used.add(name)
-    return fields, used
-
-
-def _mapped(columns: dict[Field, str], row: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    fields: dict[str, Any] = {}
-    for field, column in columns.items():
-        if column not in row:
-            hint = did_you_mean(column, row) or f"it has: {', '.join(list(row)[:8])}"
-            raise BadRow(f"the row has no column {column!r}", hint=hint)
-        if row[column] is not None:
-            fields[field] = row[column]
-    if "id" not in columns and row.get("id") is not None:
-        fields["id"] = row["id"]
-    return fields, {*columns.values(), "id"}
-
-
-def _conversation(turns: Any) -> dict[str, Any]:
-    """The last user turn as instruction, an answer after it as output, what stands before as history."""
-    if not isinstance(turns, list) or not turns:
-        raise BadRow("messages is not a list of turns")
-    said: list[Message] = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise BadRow(f"turn {number} is {_kind(turn)}, not an object")
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
-            raise BadRow(f"turn {number} needs a role (system, user, assistant) and a text content")
-        try:
-            said.append(Message.model_validate({"role": ROLES[role], "content": content}))
-        except ValidationError as error:
-            raise BadRow(f"turn {number}: {error.errors()[0]['msg']}") from None
-    system = said.pop(0).content if said[0].role == "system" else ""
-    output = said.pop().content if said and said[-1].role == "assistant" else ""
-    if not said or said[-1].role != "user":
-        raise BadRow("the conversation has no user turn to answer")
-    instruction = said.pop().content
-    fields: dict[str, Any] = {"instruction": instruction, "history": tuple(said)}
-    return fields | {name: value for name, value in (("system", system), ("output", output)) if value}
-
-
-def _text(name: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if name in ("output", "input") and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise BadRow(f"{name} is {_kind(value)}, not a text")
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
-    return "empty" if value in (None, "") else kinds.get(type(value), "a text")

@@ -593,7 +593,8 @@ OWN = {
     ("Vllm", "batch_dir"): "test_files_for_vllm_are_written_to_the_folder_that_is_named",
 }
 # tests/vllm/ starts a server, or an engine on a GPU, and checks these there.
-ELSEWHERE = {("Vllm", "base_urls"), ("Vllm", "lora"), ("Vllm", "engine")}
+# tests/test_magpie.py has what a template does.
+ELSEWHERE = {("Vllm", "base_urls"), ("Vllm", "lora"), ("Vllm", "engine"), ("OpenAI", "template"), ("Vllm", "template")}
 MODELS = {"Local": ("qwen2.5-coder-0.5b", "smollm2-135m")}
 TEACHERS = [cls for cls in get_args(get_args(AnyTeacher)[0]) if issubclass(cls, TeacherSpec)]
 IN_BODY = [

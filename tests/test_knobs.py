@@ -23,6 +23,7 @@ from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
 from kdgen.seeds import Seeds
+from kdgen.selection import Select
 from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.branch import Branch
@@ -282,6 +283,16 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "map": "seeds.map.instruction=q",
             "on_bad": "seeds={path: bad.jsonl, on_bad: skip}",
             "limit": "seeds.limit=2",
+            "select": "seeds.select={n: 2}",
+        },
+    ),
+    (
+        Select,
+        {**LABEL, "seeds": {"path": "s.jsonl", "select": {"n": 4}}},
+        {
+            "method": "seeds.select={method: k-means, embedder: characters, n: 2}",
+            "n": "seeds.select.n=3",
+            "embedder": "seeds.select.embedder=characters",
         },
     ),
     (
@@ -781,6 +792,7 @@ AGAINST = {
     ("Seeds", "chunk"): "seeds={path: docs/a.md}",
     ("Seeds", "clean"): "seeds={path: talks.jsonl}",
     ("Seeds", "on_bad"): "seeds={path: bad.jsonl}",
+    ("Select", "method"): "seeds.select={embedder: characters, n: 2}",
     ("Pattern", "field"): "filters=[{filter: pattern, patterns: [colour]}]",
     ("Pattern", "ignore_case"): "filters=[{filter: pattern, patterns: [NAME]}]",
     ("Pattern", "reason"): "filters=[{filter: pattern, patterns: [sea]}]",

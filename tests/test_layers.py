@@ -16,8 +16,9 @@ PACKAGE = ROOT / "kdgen"
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
     {"agreement", "parse", "resources", "sandbox", "tables"},
-    {"filters", "prompts", "readers", "yamls"},
+    {"filters", "prompts", "readers", "selection", "yamls"},
     {"cleaning", "documents"},
+    {"shapes"},
     {"banks", "dedupe", "export", "seeds", "store"},
     {"codebooks", "teachers"},
     {"stages", "terms"},

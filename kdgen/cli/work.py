@@ -19,7 +19,8 @@ from kdgen.errors import UserError
 from kdgen.export import FORMATS
 from kdgen.readers import spooled_stdin
 from kdgen.resources import builtins, did_you_mean, package_file
-from kdgen.seeds import FIELDS, Scan, scan
+from kdgen.seeds import Scan, scan
+from kdgen.shapes import FIELDS
 from kdgen.store import Staging, Store
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.prices import PLAIN, prices_file
@@ -234,7 +235,9 @@ def check(
         if recipe.seeds is not None and recipe.seeds.path != "-":
             with seed_file(recipe) as (path, _):
                 found = scan(recipe.seeds, path)
-            said += f", {found.rows:,} seeds" + (f" ({len(found.bad)} not usable)" if found.bad else "")
+            left = sum(reason == "not_selected" for reason, _ in found.bad.values())
+            out = [f"{n:,} {why}" for n, why in ((len(found.bad) - left, "not usable"), (left, "not selected")) if n]
+            said += f", {found.rows:,} seeds" + (f" ({', '.join(out)})" if out else "")
         print(f"ok  {name}: {said}")
         for role, spec in recipe.leaves():
             for need in spec.needs():
