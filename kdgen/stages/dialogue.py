@@ -103,8 +103,9 @@ class Dialogue(Stage):
             output=answer.content,
             finish=replies[-1].finish,
         )
-        writers = {**row.writers, "instruction": asked.teacher}
-        return [row.model_copy(update={"writers": writers | ({"history": asked.teacher} if history else {})})]
+        writers = {**row.writers, "instruction": asked.teacher} | ({"history": asked.teacher} if history else {})
+        every = (*job.calls, *dict.fromkeys(ask.calls))  # the reply that ended it was paid for too
+        return [row.model_copy(update={"writers": writers, "calls": every})]
 
     async def _round(
         self, job: Record, turns: list[Message], move: str, may_end: bool, ask: Ask
