@@ -43,7 +43,7 @@ class Kind(Frozen):
 
 
 class Span(Frozen):
-    """Words of a text and their class. The words come first in the alphabet, as models write keys in its order."""
+    """Words of a text and their class."""
 
     exact: str = Field(min_length=1)
     label: str

@@ -236,6 +236,10 @@ def load_recipe(
         source.set(key.split("."), parse_value(text, f"--set {key}"), f"--set {key}")
     source.check()
     refuse_keys(source)
+    seeds = source.tree.get("seeds")
+    if isinstance(seeds, dict) and "path" not in seeds:
+        cause = f"there are no seeds on which {' and '.join(f'seeds.{name}' for name in seeds)} could have an effect"
+        raise UserError(cause, where=source.where(("seeds",)), hint="SEEDS after the verb, or seeds.path")
     _anchor(source.tree, path.parent)
     try:
         recipe = Recipe.model_validate(source.tree, context={"base": path.parent})

@@ -110,9 +110,12 @@ def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
         elif given_id:
             bad[number] = ("bad_seed", f"{here}: the id {given_id!r} is taken by {first}")
     if spec.select is not None:
-        left = spec.select.left_out(
-            lambda: ((n, _record(spec, item)[0]) for n, item in _rows(spec, path) if n not in bad)
-        )
+        try:
+            left = spec.select.left_out(
+                lambda: ((n, _record(spec, item)[0]) for n, item in _rows(spec, path) if n not in bad)
+            )
+        except (BadRow, KeyError):  # a row that was not one before, or was not there
+            raise UserError("the file changed while it was read", where=name, hint="run it again") from None
         bad |= {n: ("not_selected", said) for n, said in left.items()}
     return Scan(count, documents.sha256(path, spec.files), bad)
 

@@ -88,6 +88,8 @@ def test_seeds_where_none_are_taken_and_none_where_they_are(
 ) -> None:
     given = kdgen("expand", "general", "-m", "magpie", "-t", script())
     assert given.code == 2 and "seeds have no effect" in given.err
+    cut = kdgen("expand", "-m", "magpie", "--limit", "3", "-t", script())
+    assert cut.code == 2 and "there are no seeds on which seeds.limit could have an effect" in cut.err
     lacking = kdgen("expand", "-t", script())
     assert lacking.code == 2 and "names no seeds" in lacking.err
     idle = kdgen("label", "general", "-t", f"openai:Qwen3-8B@{URL}", "--set", "teachers.teacher.template=chatml")

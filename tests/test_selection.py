@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kdgen.errors import UserError
 from kdgen.record import Record, Reject
 from kdgen.seeds import Seeds, read, scan
 from kdgen.selection import Select
@@ -177,3 +178,17 @@ def test_memory_is_bounded() -> None:
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text("".join(json.dumps({"instruction": f"Say {n}."}) + "\n" for n in range(5)))
+    chosen = Select.left_out
+
+    def late(self: Select, seeds: Callable[[], Any]) -> dict[int, str]:
+        path.write_text("{\n" * 5)
+        return chosen(self, seeds)
+
+    monkeypatch.setattr(Select, "left_out", late)
+    with pytest.raises(UserError, match="the file changed while it was read"):
+        scan(Seeds(path=str(path), select=Select(n=2)), path)

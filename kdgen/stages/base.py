@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeVar
+from copy import copy
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, JsonValue, create_model
 
 from kdgen.banks import BankFile
 from kdgen.errors import Pending, Rejected, UserError
@@ -74,6 +75,21 @@ async def gathered(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T | Rejected
     if wrong:
         raise next((each for each in wrong if not isinstance(each, Pending)), wrong[0])
     return [each for each in found if not isinstance(each, BaseException) or isinstance(each, Rejected)]
+
+
+@lru_cache(maxsize=128)
+def bounded(model: type[BaseModel], most: int) -> type[BaseModel]:
+    """The model of a list whose schema ends it at `most`: a small teacher would go on until it is cut.
+
+    A longer list, of a server that keeps to no schema, is read all the same.
+    """
+    ((name, field),) = model.model_fields.items()
+    ending, make = copy(field), cast(Any, create_model)
+    ending.json_schema_extra = {"maxItems": most}
+    made: type[BaseModel] = make(
+        model.__name__, __base__=model, __doc__=model.__doc__, **{name: (field.annotation, ending)}
+    )
+    return made
 
 
 class Pool:

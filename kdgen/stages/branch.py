@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from kdgen.parse import terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
-from kdgen.stages.base import Ask, Stage
+from kdgen.stages.base import Ask, Stage, bounded
 from kdgen.stages.write import EMPTY, path_of
 
 Item = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
@@ -47,7 +47,9 @@ class Branch(Stage):
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call; a record for each part."""
         path = path_of(job)
-        reply = await ask(self.prompt, schema=Items, path=path, count=self.ask_for, extra=job.extra)
+        reply = await ask(
+            self.prompt, schema=bounded(Items, self.ask_for), path=path, count=self.ask_for, extra=job.extra
+        )
         rows: list[Row] = []
         seen: set[tuple[str, ...]] = set()
         for place, item in enumerate(Items.model_validate_json(reply.text).items):

@@ -13,7 +13,7 @@ from kdgen.parse import same_answer, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
-from kdgen.stages.base import Ask, Stage, bad_stage
+from kdgen.stages.base import Ask, Stage, bad_stage, bounded
 from kdgen.stages.evol import Verdict
 from kdgen.stages.write import MARK, Label
 
@@ -78,7 +78,7 @@ class Paraphrase(Stage):
         reply = await ask(
             self.prompt,
             history=job.history,
-            schema=Variants,
+            schema=bounded(Variants, self.k),
             original=original,
             output=job.output,
             count=self.k,

@@ -12,7 +12,7 @@ from kdgen.parse import alone, gist, split_thinking, terms, units
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Frozen, Record, Row
 from kdgen.stages.answer import TASK, task_variables
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.stages.base import Ask, Draw, Stage, bad_stage, bounded
 from kdgen.stages.write import EMPTY, Pair, Pairs, listed, title_of
 from kdgen.teachers.base import Reply
 
@@ -111,7 +111,10 @@ class Rephrase(Stage):
             raise Rejected("no_document", "there is no text to say again")
         style = self.styles[name]
         count = min(style.ask_for, -(-len(units(source)) // WORDS_A_PAIR))
-        schema, shown = None if style.makes == "text" else Pairs, {**task_variables(job), "title": title_of(job)}
+        schema, shown = (
+            None if style.makes == "text" else bounded(Pairs, count),
+            {**task_variables(job), "title": title_of(job)},
+        )
         reply = await ask(style.prompt, schema=schema, source=source, makes=style.makes, count=count, **shown)
         if style.makes != "text":
             return self._pairs(job, reply, style, source, count)

@@ -47,6 +47,8 @@ class Transcript(Stage):
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call: the last question as `instruction`, the last answer as `output`, what stands before as `history`."""
+        if job.history:
+            raise Rejected("has_turns", "the seed is a conversation already, and one is written that it opens")
         opening = job.task or job.text
         shown = {name: getattr(job, name) for name in ("instruction", "input", "text", "system", "extra")}
         reply = await ask(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from kdgen.errors import Rejected
 from kdgen.parse import alone, bare, split_thinking, terms, units
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.stages.base import Ask, Draw, Stage, bad_stage, bounded
 from kdgen.stages.facts import disagrees, told, values_of
 from kdgen.teachers.base import Reply
 from kdgen.teachers.roles import mean_logprob
@@ -65,20 +64,6 @@ class Pairs(BaseModel):
 LISTS: dict[str, type[Tasks] | type[Pairs]] = {"tasks": Tasks, "pairs": Pairs}
 
 
-@lru_cache(64)
-def _bounded(makes: str, most: int) -> type[BaseModel]:
-    """The list's model, whose schema lets a model write no more than was asked for: a small one would go on until it is cut.
-
-    A longer list, of a server that keeps to no schema, is read all the same.
-    """
-    model, make = LISTS[makes], cast(Any, create_model)
-    bound = Field(min_length=1, json_schema_extra={"maxItems": most})
-    made: type[BaseModel] = make(
-        model.__name__, __base__=model, **{makes: (model.model_fields[makes].annotation, bound)}
-    )
-    return made
-
-
 class Write(Stage):
     """Write from meta-information: D = {x, y | x ~ p_T(x | I ⊕ m), y ~ p_T(y | I ⊕ x)} (Xu et al., Eq. 5).
 
@@ -93,9 +78,8 @@ class Write(Stage):
     rejects (the noise that SunGen, arXiv 2205.12679, weighs down). With `min_logprob` so are queries whose tokens have a
     lower mean logprob (InPars keeps the best); where the teacher gives logprobs, that is `meta.logprob`. `answers: fact`
     takes the seed for a fact (a triple, a row of a table, an exam question with its answer): of `pairs` those are rejects
-    whose answer says none of its values, or only what the question says itself.
-    `keep_as` keeps the text that was written from in the
-    row's meta under that name: the person whose task it is (PersonaHub, arXiv 2406.20094).
+    whose answer says none of its values, or only what the question says itself. `keep_as` keeps the text that was written
+    from in the row's meta under that name: the person whose task it is (PersonaHub, arXiv 2406.20094).
     """
 
     stage: Literal["curate"] = "curate"
@@ -172,7 +156,7 @@ class Write(Stage):
         reply = await ask(
             self.prompt,
             nth=number,
-            schema=_bounded(self.makes, self.ask_for) if self.makes in LISTS else None,
+            schema=bounded(LISTS[self.makes], self.ask_for) if self.makes in LISTS else None,
             check=checks.get(self.makes),
             label=job.output,
             path=path_of(job),
