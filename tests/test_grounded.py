@@ -151,12 +151,12 @@ def test_a_chunks_quote_leads_back_to_its_file(
     teacher = script(
         {"contains": "Write 5 questions", "reply": '{"tasks": ["What do bees make honey from?"]}'},
         {"contains": "You check answers", "reply": '{"reason": "Yes.", "score": 5}'},
-        {"reply": '{"evidence": ["honey from nectar"], "reasoning": "So.", "response": "From nectar."}'},
+        {"reply": '{"evidence": ["honey from nectar", "Honey from nectar"], "reasoning": "So.", "response": "x y"}'},
     )
     said = kdgen("curate", "docs", "-m", "grounded", "-t", teacher, "-q", "-o", "out", "--set", "seeds.chunk.least=4")
     assert said.code == 0, said.err
     (row,) = [json.loads(line) for line in (tmp_path / "out/records.jsonl").read_text().splitlines()]
-    span, quote = row["meta"]["span"], row["meta"]["quotes"][0]
+    span, (quote,) = row["meta"]["span"], row["meta"]["quotes"]  # what is quoted twice stands there once
     assert span["section"] == "Bees > Honey" and (span["line"], span["end_line"]) == (5, 7)
     at = span["start"] + quote["start"]
     assert source[at : at + len(quote["text"])] == "honey from nectar"

@@ -18,10 +18,7 @@ SAME_MARKS = {"'": "['’‘]", "’": "['’‘]", "‘": "['’‘]", '"': '["
 
 
 class Cited(BaseModel):
-    """The words of documents that an answer rests on, and the answer; without any, the documents do not hold it.
-
-    A request's keys are sorted, and models write a schema's keys in its order: evidence, reasoning, response.
-    """
+    """The words of documents that an answer rests on, and the answer; without any, the documents do not hold it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -112,7 +109,7 @@ class Cite(Stage):
             raise Rejected("answered_without_document", said.evidence[0][:200])
         if own is not None and not said.evidence:
             raise Rejected("unanswered", said.response[:200])
-        places = [place for quote in said.evidence if (place := _find(quote, seen))]
+        places = list(dict.fromkeys(place for quote in said.evidence if (place := _find(quote, seen))))
         if own is not None and not any(number == own for number, *_ in places):
             raise Rejected("cites_a_distractor", said.evidence[0][:200])
         quotes = [(number + 1 - unseen, start, seen[number][start:end]) for number, start, end in places]
