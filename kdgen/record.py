@@ -43,6 +43,26 @@ def pick(weights: Mapping[str, float], *key: object) -> str:
     return max(weights, key=lambda name: -weights[name] / math.log((score(name, *key) + 1) / (2**64 + 2)))
 
 
+class Candidate(Frozen):
+    """One of several answers to a record's task, with what is thought of it.
+
+    `writer` is the label of the model that wrote it, `role` the recipe's name for it (`seed` where the seed brought it),
+    `calls` the ledger keys of the replies behind text and scores. `scores` are by name: an aspect of a rubric, a verifier,
+    a reward model; None is unscored, which is never a number. `score` is the one that ranks, higher is better, and `rank`
+    the place by it: 1 is the best, equals share a place. `notes` say the rest: reasons, the principle it was asked under.
+    """
+
+    output: str
+    reasoning: str = ""
+    writer: str = ""
+    role: str = ""
+    calls: tuple[str, ...] = ()
+    scores: dict[str, float | None] = {}
+    score: float | None = None
+    rank: int | None = None
+    notes: dict[str, JsonValue] = {}
+
+
 class Record(Frozen):
     """A row and everything that made it.
 
@@ -50,6 +70,7 @@ class Record(Frozen):
     the instruction in a conversation; `text` is a document; `reasoning` is kept apart from `output`.
     `seeds` are the ids of the seeds this row depends on, `parents` the records it was made from,
     `calls` the ledger keys of the replies behind it, and `writers` says which teacher wrote which field.
+    `candidates` are several answers to the same task; in a preference pair there are two, the chosen one first.
     `meta` belongs to methods, `extra` to the user (columns carried along untouched).
     """
 
@@ -61,6 +82,7 @@ class Record(Frozen):
     system: str = ""
     history: tuple[Message, ...] = ()
     text: str = ""
+    candidates: tuple[Candidate, ...] = ()
     stage: str = "seed"
     method: str = ""
     seeds: tuple[str, ...] = ()
