@@ -13,12 +13,13 @@ from kdgen.dedupe import AnyDedupe
 from kdgen.errors import UserError
 from kdgen.export import AnyFormat, Messages
 from kdgen.filters import AnyFilter
+from kdgen.loops import Loop
 from kdgen.prompts import Prompt
 from kdgen.record import Frozen, digest
 from kdgen.resources import builtins, find
 from kdgen.sandbox.box import Sandbox
 from kdgen.seeds import Seeds
-from kdgen.stages import AnyStage
+from kdgen.stages import AnyStage, PoolStage
 from kdgen.teachers import AnyTeacher, parse_spec
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Budget
@@ -43,7 +44,7 @@ TRANSPORT = {
     "batch_dir",
 }
 # What a recipe says beside what its rows are made of.
-NOT_OF_ROWS = {"about", "paper", "teachers", "seeds", "budget", "use", "student", "terms"}
+NOT_OF_ROWS = {"about", "paper", "teachers", "seeds", "budget", "use", "student", "terms", "loop"}
 OWN_FIELDS = {*TeacherSpec.model_fields} - {"provider", "model", "lacks"}
 
 
@@ -65,6 +66,7 @@ class Recipe(Frozen):
     export: AnyFormat = Messages()
     budget: Budget = Budget()
     sandbox: Sandbox = Sandbox()
+    loop: Loop | None = None
     target: int | None = Field(None, ge=1)
     seed: int = 0
     use: Use = Field("internal", description="what the rows are for; the teachers' terms are judged by it")
@@ -162,6 +164,12 @@ class Recipe(Frozen):
                     hint=f"take it out, or let a stage ask it: `to: {role}`",
                 )
         self._check_use(where, models)
+        if self.loop and self.loop.reads == "pool" and not any(isinstance(stage, PoolStage) for stage in self.stages):
+            cause = "loop.reads: pool has no effect: no stage grows a pool"
+            raise UserError(cause, where=where(("loop", "reads")), hint="reads: seeds, or reads: rows")
+        if self.loop and self.loop.reads == "rows" and self.seed_free:
+            cause = f"loop.reads: rows has no effect: {self.stages[0].name} makes its tasks without"
+            raise UserError(cause, where=where(("loop", "reads")), hint="reads: seeds")
         if self.sandbox != Sandbox() and not self.executes:
             cause = "sandbox has no effect: no stage runs programs"
             raise UserError(cause, where=where(("sandbox",)), hint="take it out")
@@ -218,8 +226,11 @@ def load_recipe(
     sets: Sequence[str] = (),
     teachers: Sequence[str] = (),
     changes: dict[str, Any] | None = None,
+    iteration: int | None = None,
 ) -> Recipe:
     """Load a built-in by name or a file by path, with `--set key.path=value`, `--teacher` and a verb's `changes`.
+
+    With `iteration`, from 0, it is the recipe of that one of its loop.
 
     Raises UserError with file and line, or with the option, for whatever is wrong.
     """
@@ -234,6 +245,8 @@ def load_recipe(
         if not equals or not key:
             raise UserError(f"{assignment!r} is not key.path=value", where="--set", hint="--set stages.0.rounds=3")
         source.set(key.split("."), parse_value(text, f"--set {key}"), f"--set {key}")
+    if iteration is not None:
+        _iterate(source, iteration)
     source.check()
     refuse_keys(source)
     seeds = source.tree.get("seeds")
@@ -247,6 +260,26 @@ def load_recipe(
         raise explain(error, source, Recipe) from None
     recipe.check(source.where)
     return recipe
+
+
+def load_iterations(name: str, **options: Any) -> list[Recipe]:
+    """The recipe of each iteration of a recipe's loop, or the one recipe of one without. See `load_recipe`."""
+    recipe = load_recipe(name, **options)
+    if recipe.loop is None:
+        return [recipe]
+    return [load_recipe(name, **options, iteration=number) for number in range(len(recipe.loop.iterations))]
+
+
+def _iterate(source: Source, number: int) -> None:
+    """Change the recipe as its loop says for one iteration."""
+    loop = Loop.model_validate(source.tree["loop"])
+    for place, key, value in loop.changes(number):
+        where = source.where(("loop", "iterations", place, key))
+        if key.split(".")[0] in ("loop", "name", "seeds"):
+            raise UserError(
+                f"an iteration cannot change {key}", where=where, hint="it changes teachers, stages, filters …"
+            )
+        source.set(key.split("."), value, where)
 
 
 def _set_teacher(source: Source, spec: str) -> None:

@@ -24,6 +24,7 @@ from kdgen.dedupe import RougeIndex
 from kdgen.dedupe.exact import Index
 from kdgen.errors import GateFailed, Pending, Rejected
 from kdgen.filters import AnyFilter
+from kdgen.known import know
 from kdgen.manifest import Tally, manifest_of
 from kdgen.record import Record, Row, Waiting
 from kdgen.seeds import Scan, read
@@ -56,7 +57,10 @@ class Watch(Protocol):
 
 @dataclass
 class Run:
-    """One run of a recipe over scanned seeds. `go` writes to a staging folder and returns the manifest."""
+    """One run of a recipe over scanned seeds. `go` writes to a staging folder and returns the manifest.
+
+    `earlier` are the records of a loop's iterations before this one, the last of them last.
+    """
 
     recipe: Recipe
     seeds: Path
@@ -69,10 +73,12 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     rulings: list[Ruling] = field(default_factory=list)
     desks: type[Desk] = Desk
+    earlier: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         self.halt.grace = self.grace
         self.last = ""
+        self.pool = Pool()
         self.desk = self.desks(self.recipe, self.ledger, self.bill, self.halt)
         self.steps = [self.desk.step(place, stage) for place, stage in enumerate(self.recipe.stages)]
         self.spare = min(SPARE, sum(spec.concurrency for _, spec in self.recipe.leaves()))
@@ -97,7 +103,7 @@ class Run:
                 for dispatch in self.desk.teachers.values():
                     stack.push_async_callback(dispatch.close)
                 await self.desk.recover()
-                self._know_seeds()
+                self.pool = know(self.recipe, self.steps, self.indexes, self.seeds, self.scan, self.earlier)
                 async with aclosing(self._flow(self.steps, self._seeds())) as rows:
                     async for row in rows:
                         self.halt.check()
@@ -151,24 +157,6 @@ class Run:
             if twin := index.seen(record):
                 return "dedupe", *_split(twin)
         return None
-
-    def _know_seeds(self) -> None:
-        """Show the seeds to the indexes that compare with them and the stages that draw from them, before all else."""
-        spec, pairs = self.recipe.seeds, zip(self.recipe.dedupe, self.indexes, strict=True)
-        new = any(step.stage.consumes for step in self.steps)
-        knowing = [index for method, index in pairs if method.against_seeds and new]
-        drawing = [step.draw for step in self.steps if step.stage.draws_seeds]
-        if spec is None or not (knowing or drawing):
-            return
-        pool = Pool()
-        for row in read(spec, self.seeds, self.scan):
-            if isinstance(row, Record):
-                for index in knowing:
-                    index.seen(row)
-                if drawing:
-                    pool.extend((row,))
-        for draw in drawing:
-            draw.seeds = pool
 
     async def _seeds(self) -> AsyncGenerator[Row, None]:
         spec = self.recipe.seeds
@@ -262,13 +250,13 @@ class Run:
                 yield row
         self.tally.demonstrations += len(seeds)
         novelty = RougeIndex(stage.novelty) if stage.novelty is not None else None
-        for record in seeds:
-            if novelty:
+        if novelty:
+            for record in (*seeds, *self.pool.records):
                 novelty.add(record)
         target = self.recipe.target
         calls = stage.calls or max(LEAST_CALLS, (target or 0) // TARGET_PART)
         cap = stage.max_candidates or (CANDIDATES_PER_TARGET * target if target else None)
-        human, made, candidates, dry = Pool(seeds), Pool(), 0, 0
+        human, made, candidates, dry = Pool(seeds), Pool(self.pool.records), 0, 0
         for number in range(stage.rounds or (ROUNDS if target is None else 1 << 30)):
             jobs = list(stage.plan_pool(human, made, number, calls, step.draw))
             fresh: list[Record] = []

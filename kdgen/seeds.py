@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pydantic
+from pydantic import ValidationError
 
 from kdgen import documents
 from kdgen.cleaning import Clean
@@ -42,6 +43,13 @@ class Seeds(Frozen):
     on_bad: Literal["fail", "skip"] = "fail"
     limit: int | None = pydantic.Field(None, ge=1)
     select: Select | None = None
+
+
+# What a row has that kdgen wrote as a record, and what of it a seed is made of.
+OWN = {"id", "instruction", "output", "stage", "method", "seeds", "calls", "writers", "meta"}
+FIELDS_OF_OWN = (
+    "instruction", "input", "output", "reasoning", "system", "history", "text", "candidates", "writers", "finish", "extra",
+)  # fmt: skip
 
 
 class Scan(NamedTuple):
@@ -214,11 +222,27 @@ def _firsts(spec: Seeds, path: Path, wanted: set[int]) -> dict[int, str]:
     return found
 
 
+def own_record(row: dict[str, Any]) -> Record:
+    """A row of another dataset's records.jsonl as a seed: the task, its answers and who wrote them. How they came to be
+    stands in that dataset; of `meta` stays what says how an answer is to be judged. Raises BadRow.
+    """
+    kept = {name: row[name] for name in (*FIELDS_OF_OWN, "id") if name in row}
+    meta = row["meta"] if isinstance(row["meta"], dict) else {}
+    kept |= {"seeds": (row["id"],), "meta": {name: meta[name] for name in ("gold", "verifier") if name in meta}}
+    try:
+        return Record.model_validate(kept)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadRow(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
 def _record(spec: Seeds, item: Any) -> tuple[Record, bool]:
     """The record of one raw row, and whether its id is the user's. Raises BadRow."""
     if isinstance(item, Record):
         return item, False
     row = parsed(item)
+    if not spec.map and spec.clean is None and row.keys() >= OWN:
+        return own_record(row), False
     chosen, used = mapped(spec.map, row) if spec.map else ({}, set[str]())
     fields: dict[str, Any] = {}
     if not MAIN & spec.map.keys():

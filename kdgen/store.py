@@ -26,7 +26,8 @@ import orjson
 from kdgen.errors import DatasetBusy, UserError, disk_error
 from kdgen.record import Record, Reject
 
-FILES = ("data.jsonl", "records.jsonl", "rejects.jsonl", "manifest.json", "README.md")
+RECORDS = "records.jsonl"
+FILES = ("data.jsonl", RECORDS, "rejects.jsonl", "manifest.json", "README.md")
 KEEP = 2
 
 

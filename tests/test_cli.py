@@ -247,7 +247,7 @@ def test_a_bug_is_a_traceback(label: Callable[..., Any], monkeypatch: pytest.Mon
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("kdgen.cli.work.load_recipe", broken)
+    monkeypatch.setattr("kdgen.cli.work.load_iterations", broken)
     with pytest.raises(ZeroDivisionError):
         label("s.jsonl", SEEDS)
 

@@ -131,7 +131,7 @@ def test_a_seed_file_of_a_recipe_is_found_beside_it(
 
 SETS: list[tuple[tuple[str, ...], str]] = [
     (("--set", "stages.0.exsting=keep"), "--set stages.0.exsting: unknown key 'stages.0.exsting'\n  hint: did you mean existing"),
-    (("--set", "nope.a.b=1"), "--set nope.a.b: unknown key 'nope'\n  hint: did you mean name?"),
+    (("--set", "nope.a.b=1"), "--set nope.a.b: unknown key 'nope'\n  hint: did you mean name or loop?"),
     (("--set", "stages.3.existing=keep"), "--set stages.3.existing: stages has 1 items, numbered from 0\n  hint: '3' is"),
     (("--set", "stages.-1.existing=keep"), "--set stages.-1.existing: stages has 1 items"),
     (("--set", "stages.first.existing=keep"), "stages has 1 items, numbered from 0\n  hint: 'first' is none of them"),

@@ -20,6 +20,7 @@ from kdgen.documents import Chunk
 from kdgen.errors import UserError
 from kdgen.export import Alpaca, Messages, Retrieval, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
+from kdgen.loops import Bounds, Loop
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
 from kdgen.seeds import Seeds
@@ -145,6 +146,15 @@ TALKS: list[tuple[str, dict[str, Any]]] = [
     ("u:Name a river.", {}),
     ("u:Name a sea.|a:The Black Sea|u:And its depth?", {}),
 ]
+# Short answers, long ones, and short ones again: far apart, and still within its bounds.
+SHORT = {"stage": "label", "method": "rationale", "prompt": "label/rationale"}
+LOOP: dict[str, Any] = {
+    "stages": [SHORT],
+    "loop": {
+        "iterations": [{}, {"stages": LABEL["stages"]}, {"stages": [SHORT]}],
+        "bounds": {"longer": 10, "shorter": 0.01, "distinct": 0.01},
+    },
+}
 ANSWERED = {"stage": "label", "method": "answer", "prompt": "label/answer"}
 WRITE = {"stages": [{"stage": "curate", "method": "write", "prompt": "label/brief"}], "export": {"format": "text"}}
 EXAMPLES = {"stages": [{**WRITE["stages"][0], "makes": "input", "verify": "curate/verify"}]}
@@ -266,12 +276,31 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "export": "export.format=alpaca",
             "budget": "budget.tokens=150",
             "sandbox": "sandbox.cpu=1",
+            "loop": "loop={iterations: [{}]}",
             "target": "target=1",
             "use": "use=research",
             "student": "student=Mine-8B",
         },
     ),
     (Recipe, EXPAND, {"seed": "seed=7"}),
+    (
+        Loop,
+        LOOP,
+        {
+            "iterations": "loop.iterations=[{}]",
+            "reads": "loop.reads=rows",
+            "bounds": "loop.bounds={longer: 1.1}",
+        },
+    ),
+    (
+        Bounds,
+        LOOP,
+        {
+            "longer": "loop.bounds.longer=1.1",
+            "shorter": "loop.bounds.shorter=0.99",
+            "distinct": "loop.bounds.distinct=1.0",
+        },
+    ),
     (
         Seeds,
         LABEL,
@@ -808,6 +837,8 @@ AGAINST = {
 KINDS = {"stage", "method", "filter", "format", "provider"}
 # Shown to change something on another base: `against_seeds` matters only where a stage makes new records.
 ELSEWHERE_TESTED = {
+    ("Bounds", "same_score"): "test_loops.test_drift_is_told_by_name",
+    ("Bounds", "self_preference"): "test_loops.test_drift_is_told_by_name",
     ("Budget", "usd"): "test_a_cap_in_usd_needs_a_price",
     ("Budget", "month_usd"): "test_a_month_in_dollars",
     ("Budget", "publish"): "test_what_is_complete_is_published_and_the_next_run_goes_on",
@@ -862,11 +893,12 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
         seen: list[Any] = [said.code, said.err]
         if said.code == 0:
             made = json.loads(said.out)
-            for volatile in ("started", "seconds"):
-                made.pop(volatile)
-            made["hashes"].pop("recipe")
-            card = (tmp_path / f"o{number}/README.md").read_text()
-            seen += [made, "\n".join(line for line in card.splitlines() if not line.startswith("- recipe"))]
+            for each in made if isinstance(made, list) else [made]:
+                for volatile in ("started", "seconds"):
+                    each.pop(volatile)
+                each["hashes"].pop("recipe")
+            cards = [path.read_text() for path in sorted((tmp_path / f"o{number}").glob("**/README.md"))]
+            seen += [made, [line for card in cards for line in card.splitlines() if not line.startswith("- recipe")]]
         return tuple(seen)
 
     return run

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "kdgen"
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
     {"agreement", "parse", "resources", "sandbox", "tables"},
+    {"loops"},
     {"filters", "prompts", "readers", "selection", "yamls"},
     {"cleaning", "documents"},
     {"shapes"},
@@ -26,6 +27,7 @@ LAYERS = [
     {"manifest", "programs"},
     {"asking"},
     {"card", "progress"},
+    {"known"},
     {"runner"},
     {"planning"},
     {"cli"},

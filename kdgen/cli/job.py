@@ -35,7 +35,11 @@ POLL = 60.0
 
 @dataclass(frozen=True)
 class Job:
-    """A run: passes until no row waits for a batch, signals, the ledger."""
+    """A run: passes until no row waits for a batch, signals, the ledger.
+
+    `gate` sees the finished rows and the manifest before they are published, and raises where they should not be.
+    `earlier` are the records of a loop's iterations before.
+    """
 
     recipe: Recipe
     seeds: Path
@@ -46,6 +50,8 @@ class Job:
     max_wait: float | None
     prices: Prices
     rulings: list[Ruling]
+    earlier: tuple[Path, ...] = ()
+    gate: Callable[[Path, dict[str, Any]], None] | None = None
 
     async def run(self, staging: Callable[[], AbstractContextManager[Staging]], store: Store | None) -> dict[str, Any]:
         """Pass after pass; the manifest of the last. Raises ComeBack where batches are out and nobody waits."""
@@ -97,12 +103,15 @@ class Job:
         self._heed_signals(halt)
         while True:
             run = Run(
-                self.recipe, self.seeds, self.scan, book, watcher(self.quiet), bill, halt=halt, rulings=self.rulings
-            )
+                self.recipe, self.seeds, self.scan, book, watcher(self.quiet), bill, halt=halt, rulings=self.rulings,
+                earlier=self.earlier,
+            )  # fmt: skip
             run.desk.max_wait, run.desk.spent = self.max_wait, spent
             with staging() as version:
                 manifest = await run.go(version)
                 if manifest is not None:
+                    if self.gate is not None:
+                        self.gate(version.folder, manifest)
                     if store is not None:
                         card = card_of(manifest, first_row(version.folder))
                         store.publish(version, manifest["hashes"]["files"], pretty(manifest), card)
@@ -140,8 +149,8 @@ def _published(spent: BudgetReached, manifest: dict[str, Any]) -> BudgetReached:
     return BudgetReached(f"{spent.cause}; {rows:,} complete rows are published", where=spent.where, hint=spent.hint)
 
 
-def pretty(manifest: dict[str, Any]) -> str:
-    """The manifest as indented JSON."""
+def pretty(manifest: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """A manifest as indented JSON, or those of a loop's iterations as a list."""
     return orjson.dumps(manifest, option=orjson.OPT_INDENT_2).decode() + "\n"
 
 

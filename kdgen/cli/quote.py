@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdgen.cli.inputs import scanned, seed_file
 from kdgen.cli.job import pretty
-from kdgen.cli.work import changes_of, scanned, seed_file
-from kdgen.config import load_recipe
+from kdgen.cli.work import changes_of
+from kdgen.config import load_iterations
 from kdgen.planning import ASSUMED, Plan, PlanDesk, plan
 from kdgen.progress import Quiet
 from kdgen.runner import Run
@@ -38,7 +39,7 @@ def quote(
 ) -> None:
     """Load and check as a run would, go through the recipe once without sending, print."""
     changes = changes_of(seeds, limit=limit, target=target, columns=columns, on_bad=None, form=None)
-    recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
+    recipe, *more = load_iterations(name, sets=sets or (), teachers=teachers or (), changes=changes)
     table = prices_file(Path(prices)) if prices else PLAIN
     rulings = judge(dict(recipe.leaves()), recipe.use, recipe.student)
     there = Path(ledger) if Path(ledger).exists() else None
@@ -64,6 +65,10 @@ def quote(
     print(f"{recipe.name}: {found.rows:,} seeds; a plan, nothing is sent\n")
     print("\n".join(_table(data)))
     print()
+    if recipe.loop is not None:
+        print(
+            f"this is M1, the first of {1 + len(more)} iterations; what each after it asks hangs on the rows before it"
+        )
     for line in [*_notes(data, reply_tokens), *_terms(rulings), *_prompts(data)]:
         print(line)
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from kdgen.cli import VERBS
+from kdgen.cli.inputs import scanned, seed_file
+from kdgen.cli.iterations import iterate
 from kdgen.cli.job import Job, pretty
-from kdgen.config import Recipe, load_recipe
+from kdgen.config import Recipe, load_iterations, load_recipe
 from kdgen.errors import UserError
 from kdgen.export import FORMATS
-from kdgen.readers import spooled_stdin
-from kdgen.resources import builtins, did_you_mean, package_file
-from kdgen.seeds import Scan, scan
+from kdgen.resources import builtins, did_you_mean
+from kdgen.seeds import scan
 from kdgen.shapes import FIELDS
 from kdgen.store import Staging, Store
 from kdgen.teachers.bill import Bill
@@ -86,46 +86,66 @@ def make(
         "publish": publish_at_budget or None,
     }
     changes |= {f"budget.{unit}": cap for unit, cap in caps.items() if cap is not None}
-    recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
+    recipes = load_iterations(name, sets=sets or (), teachers=teachers or (), changes=changes)
+    recipe = recipes[0]
     for option, given in (("--no-wait", not wait), ("--max-wait", max_wait is not None)):
         if given and not recipe.batched:
             hint = "--set teachers.ROLE.mode=batch, or leave the option out"
             raise UserError("no teacher of this recipe is asked through batches", where=option, hint=hint)
     if out == "-" and recipe.budget.publish:
         raise UserError("what is complete at the cap is published to a folder only", where="-o -", hint="-o DIR")
-    rulings = gate_of(recipe, acks or ())
+    if out == "-" and recipe.loop is not None:
+        raise UserError("a loop makes several datasets", where="-o -", hint="-o DIR")
+    rulings = gate_of(recipes, acks or ())
     table = prices_file(Path(prices)) if prices else PLAIN
-    for role, spec in recipe.leaves():
-        Bill(recipe.budget, table).check(spec, role)
+    for each in recipes:
+        for role, spec in each.leaves():
+            Bill(each.budget, table).check(spec, role)
     with seed_file(recipe) as (path, spooled):
         found = scanned(recipe, path, spooled)
-        job = Job(recipe, path, found, Path(ledger), quiet, wait, max_wait, table, rulings)
+        job = Job(recipe, path, found, Path(ledger), quiet, wait, max_wait, table, rulings[0])
+        folder = Path(out or f"out/{recipe.name}")
+        if recipe.loop is not None:
+            made = []
+            for number, (store, manifest) in enumerate(iterate(recipes, job, rulings, folder), 1):
+                made.append(manifest)
+                _tell(manifest, store.folder, False, quiet, f"M{number}: ")
+            if as_json:
+                print(pretty(made), end="")
+            if not quiet:
+                then = "serve it, and write an iteration that names it"
+                print(f"next: train the student on {folder}/M{len(made)}, {then}", file=sys.stderr)
+            return
         if out == "-":
-            with tempfile.TemporaryDirectory(prefix="kdgen-") as folder:
-                asyncio.run(job.run(lambda: nullcontext(Staging(Path(folder))), None))
-                with (Path(folder) / "data.jsonl").open("rb") as rows:
+            with tempfile.TemporaryDirectory(prefix="kdgen-") as there:
+                asyncio.run(job.run(lambda: nullcontext(Staging(Path(there))), None))
+                with (Path(there) / "data.jsonl").open("rb") as rows:
                     shutil.copyfileobj(rows, sys.stdout.buffer)
                     sys.stdout.buffer.flush()
             return
-        store = Store(Path(out or f"out/{recipe.name}"))
+        store = Store(folder)
         with store.locked():
             manifest = asyncio.run(job.run(store.staging, store))
+    _tell(manifest, store.folder, as_json, quiet)
+
+
+def _tell(manifest: dict[str, Any], folder: Path, as_json: bool, quiet: bool, ahead: str = "") -> None:
     if as_json:
         print(pretty(manifest), end="")
     if not quiet:
-        print(_last_words(manifest, store.folder), file=sys.stderr)
+        print(ahead + _last_words(manifest, folder), file=sys.stderr)
 
 
-def gate_of(recipe: Recipe, given: Sequence[str]) -> list[Ruling]:
-    """What the terms of a recipe's teachers say. Raises TermsNotAcknowledged, and UserError for what nobody asked."""
-    rulings = judge(dict(recipe.leaves()), recipe.use, recipe.student)
+def gate_of(recipes: Sequence[Recipe], given: Sequence[str]) -> list[list[Ruling]]:
+    """What the terms of each recipe's teachers say. Raises TermsNotAcknowledged, and UserError for what nobody asked."""
+    judged = [judge(dict(recipe.leaves()), recipe.use, recipe.student) for recipe in recipes]
     acks = dict(parse_ack(text) for text in given)
-    keys = [verdict.key for ruling in rulings for verdict in ruling.verdicts]
+    keys = [verdict.key for rulings in judged for ruling in rulings for verdict in ruling.verdicts]
     for key in acks:
         if key not in keys:
             hint = did_you_mean(key, keys) or f"what holds here: {', '.join(dict.fromkeys(keys))}"
             raise UserError(f"no teacher is under the terms {key!r}", where="--ack-terms", hint=hint)
-    return gate(rulings, {**recipe.terms, **acks})
+    return [gate(rulings, {**recipe.terms, **acks}) for rulings, recipe in zip(judged, recipes, strict=True)]
 
 
 def changes_of(
@@ -166,36 +186,6 @@ def changes_of(
     return changes
 
 
-@contextmanager
-def seed_file(recipe: Recipe) -> Iterator[tuple[Path, bool]]:
-    """The file of a recipe's seeds, and whether it is a copy of stdin, which then goes again."""
-    spec = recipe.seeds
-    if spec is None and recipe.seed_free:
-        yield Path(os.devnull), False
-        return
-    if spec is None:
-        hint = "SEEDS after the verb, --seeds FILE, or seeds: in the recipe"
-        raise UserError("the recipe names no seeds", where=recipe.name, hint=hint)
-    if spec.path == "-":
-        with spooled_stdin() as copy:
-            yield copy, True
-        return
-    if spec.path.startswith("package:"):
-        yield package_file(spec.path, "seeds"), False
-        return
-    path = builtins("seeds").get(spec.path, Path(spec.path))
-    if not path.exists():
-        beside = [near.stem for near in path.parent.glob(f"*{path.suffix}")] if path.suffix else builtins("seeds")
-        hint = did_you_mean(path.stem, beside) or "sets that ship: " + ", ".join(builtins("seeds"))
-        raise UserError("there is no such file", where=str(path), hint=hint)
-    yield path, False
-
-
-def scanned(recipe: Recipe, path: Path, spooled: bool) -> Scan:
-    """The first pass over a recipe's seeds; nothing where it takes none."""
-    return Scan(0, "", {}) if recipe.seeds is None else scan(recipe.seeds, path, name="stdin" if spooled else "")
-
-
 def _last_words(manifest: dict[str, Any], folder: Path) -> str:
     counts, requests = manifest["counts"], manifest["requests"]
     lines = [
@@ -228,7 +218,7 @@ def check(
     """Load and check recipes and their seeds; one line each on stdout."""
     changes = changes_of(seeds, limit=None, target=None, columns=None, on_bad=None, form=None)
     for name in names or list(builtins("configs")):
-        recipe = load_recipe(name, sets=sets or (), teachers=teachers or (), changes=changes)
+        recipe, *_ = load_iterations(name, sets=sets or (), teachers=teachers or (), changes=changes)
         said = f"{len(recipe.stages)} stages, teachers: " + ", ".join(
             f"{role} = {spec.label}" for role, spec in recipe.teachers.items()
         )

@@ -112,13 +112,15 @@ class Pool:
 class Draw:
     """Draws that depend on (recipe seed, stage, key) and on what is drawn, never on order or timing.
 
-    `seeds` are all seeds of the run where the stage `draws_seeds`.
+    `seeds` are all seeds of the run where the stage `draws_seeds`, `earlier` the rows of a loop's last iteration where it
+    `draws_earlier`.
     """
 
     def __init__(self, seed: int, stage: str) -> None:
         self.seed = seed
         self.stage = stage
         self.seeds = Pool()
+        self.earlier = Pool()
 
     def choice(self, options: Sequence[T], *key: object) -> T:
         """One of `options`, evenly."""
@@ -190,6 +192,11 @@ class Stage(Frozen):
     @property
     def draws_seeds(self) -> bool:
         """Whether `plan` draws from all seeds of the run, which are then held in memory."""
+        return False
+
+    @property
+    def draws_earlier(self) -> bool:
+        """Whether `plan` draws from the rows of the last iteration of a loop, which are then held in memory."""
         return False
 
     @property
