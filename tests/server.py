@@ -329,7 +329,8 @@ def start(*arguments: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
 
 
 def published(folder: Path, *, card: bool = False) -> dict[str, bytes]:
-    """The files of a dataset."""
+    """The files of a dataset; of a loop's, those of its last iteration."""
+    folder = max(folder.glob("M?"), default=folder)
     return {name: (folder / name).read_bytes() for name in (*ROWS, *(("README.md",) if card else ()))}
 
 

@@ -42,6 +42,7 @@ from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
+from kdgen.stages.star import Star
 from kdgen.stages.transcript import Transcript
 from kdgen.stages.write import Write
 from kdgen.teachers.base import Call, Params
@@ -130,6 +131,8 @@ RULES = [
         "contains": "numbered",
         "reply": "9. Explain rust {digest} now\n10. Write a song about wind\n11. Go on, {digest}\n12. Too",
     },
+    {"contains": "its answer is blue", "reply": "It shines, {digest}.\nAnswer: blue"},
+    {"regex": "(?s)Some solved.*Name a colour of the sea", "nth": 1, "reply": "It lies there, {digest}.\nAnswer: blue"},
     {"regex": "(?s)somebody else.*early hours", "reply": "Name a colour of the sea."},
     {"contains": "Repeat me", "reply": "Repeat me"},
     {"contains": "sorry", "reply": "Well, all said and done, I'm sorry, I cannot."},
@@ -155,6 +158,8 @@ LOOP: dict[str, Any] = {
         "bounds": {"longer": 10, "shorter": 0.01, "distinct": 0.01},
     },
 }
+SOLVE = {"prompt": "self/star", "hint": "self/star-hint", "examples": "solved"}
+STAR = {"stages": [{"stage": "self", "method": "star", **SOLVE}]}
 ANSWERED = {"stage": "label", "method": "answer", "prompt": "label/answer"}
 WRITE = {"stages": [{"stage": "curate", "method": "write", "prompt": "label/brief"}], "export": {"format": "text"}}
 EXAMPLES = {"stages": [{**WRITE["stages"][0], "makes": "input", "verify": "curate/verify"}]}
@@ -347,6 +352,21 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "size": "seeds.chunk.size=6",
             "overlap": "seeds.chunk.overlap=4",
             "least": "seeds.chunk.least=8",
+        },
+    ),
+    (
+        Star,
+        STAR,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={rules: principles}",
+            "prompt": S + "prompt=label/rationale",
+            "hint": S + "hint=null",
+            "examples": S + "examples=systems",
+            "shots": S + "shots=2",
+            "tries": S + "tries=2",
         },
     ),
     (Pool, POOL, {"of": T + "of={one: 1, two: 1000}"}),

@@ -72,7 +72,8 @@ class Write(Stage):
     the reply is: `text` is a document (phi, arXiv 2306.11644; Cosmopedia), `task` an instruction that a later stage
     answers (GLAN, arXiv 2402.13064), `tasks` and `pairs` a list of `ask_for` instructions about the text of the seed,
     which stays with them, without or with answers (Self-QA, arXiv 2305.11952), `query` what somebody searches who would be
-    helped by the text, which stays with it (InPars, arXiv 2202.05144; Promptagator, arXiv 2209.11755), and `input` an
+    helped by the text, which stays with it (InPars, arXiv 2202.05144; Promptagator, arXiv 2209.11755), `instruction` the task
+    that the text, its `output`, is the answer to (instruction backtranslation: Humpback, arXiv 2308.06259), and `input` an
     example of the seed's label, which is its `output` (ZeroGen, arXiv 2202.07922; AttrPrompt, arXiv 2306.15895). With
     `verify` a judge labels each example without being shown the label, and those that it takes for something else are
     rejects (the noise that SunGen, arXiv 2205.12679, weighs down). With `min_logprob` so are queries whose tokens have a
@@ -85,7 +86,7 @@ class Write(Stage):
     stage: Literal["curate"] = "curate"
     method: Literal["write"] = "write"
     prompt: PromptFile
-    makes: Literal["text", "task", "tasks", "pairs", "query", "input"] = "text"
+    makes: Literal["text", "task", "tasks", "pairs", "query", "input", "instruction"] = "text"
     n: int = Field(1, ge=1, le=100_000)
     ask_for: int = Field(1, ge=1, le=100)
     answers: Literal["any", "fact"] = "any"
@@ -172,8 +173,12 @@ class Write(Stage):
         text = bare(split_thinking(reply.text)[1])
         if not terms(text):
             raise Rejected("empty_text", f"finish: {reply.finish}")
-        field = {"text": "text", "task": "instruction", "input": "input"}[self.makes]
+        field = {"text": "text", "input": "input"}.get(self.makes, "instruction")
         kept = {"instruction": job.instruction or job.text, "output": job.output} if self.makes == "input" else {}
+        if self.makes == "instruction":
+            text, kept = alone(text), {"output": job.text or job.output}
+            if not kept["output"]:
+                raise Rejected("no_text", "the record has no text that could be an answer")
         content: dict[str, Any] = {**EMPTY, **kept, field: text, "system": "" if self.makes == "text" else job.system}
         replies = [reply]
         if self.verify:
