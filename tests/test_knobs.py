@@ -18,7 +18,7 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Messages, Retrieval, ShareGPT, Text
+from kdgen.export import Alpaca, Messages, Preference, Retrieval, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.loops import Bounds, Loop
 from kdgen.prompts import KEYS
@@ -28,6 +28,7 @@ from kdgen.selection import Select
 from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.branch import Branch
+from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
@@ -35,6 +36,7 @@ from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
+from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase, Style
@@ -263,6 +265,10 @@ CASCADE = {**LABEL, "teachers": {**MODELS, "teacher": {"provider": "cascade", "o
 TWO = {"teacher": {**MODELS["one"], "model": "none"}, "one": MODELS["one"]}
 BOTH = {"stages": [{**SAMPLE["stages"][0], "among": ["teacher", "one"]}], "teachers": TWO}
 MERGED = {"stages": [{**BOTH["stages"][0], "pick": "merge", "merge": "label/merge"}], "teachers": TWO}
+DRAWN = {"stage": "feedback", "method": "candidates", "prompt": "label/answer", "n": 2, "own": "candidate"}
+CANDIDATES: dict[str, Any] = {"stages": [DRAWN, {"stage": "feedback", "method": "each"}]}
+AMONG = {"stages": [{**DRAWN, "own": "gold", "among": ["teacher", "one"]}, CANDIDATES["stages"][1]], "teachers": TWO}
+OWN = {"stages": [DRAWN, {"stage": "feedback", "method": "pair", "pick": "own"}], "export": {"format": "preference"}}
 S, T = "stages.0.", "teachers.teacher."
 # (piece, base recipe, {field: what --set makes of it}); a list of several settings flips them together.
 KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
@@ -759,6 +765,52 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "chain": S + "chain=true",
             "judge": S + "judge=nobody",
         },
+    ),
+    (
+        Candidates,
+        CANDIDATES,
+        {
+            "to": S + "to=one",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={principles: principles}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/rationale",
+            "n": S + "n=3",
+            "principles": S + "principles=principles",
+            "own": S + "own=gold",
+        },
+    ),
+    (Candidates, AMONG, {"among": S + "among=[one, teacher]", "draw": S + "draw=random"}),
+    (
+        Pair,
+        OWN,
+        {
+            "to": "stages.1.to=nobody",
+            "banks": "stages.1.banks={system: systems}",
+            "lists": "stages.1.lists={rules: principles}",
+            "params": "stages.1.params.temperature=1",
+            "pick": "stages.1.pick=all",
+            "by": "stages.1.by=truth",
+            "margin": "stages.1.margin=2",
+        },
+    ),
+    (
+        Each,
+        CANDIDATES,
+        {
+            "to": "stages.1.to=nobody",
+            "banks": "stages.1.banks={system: systems}",
+            "lists": "stages.1.lists={rules: principles}",
+            "params": "stages.1.params.temperature=1",
+            "by": "stages.1={stage: feedback, method: each, by: truth, good_from: 1}",
+            "good_from": "stages.1.good_from=1",
+            "bad_to": "stages.1={stage: feedback, method: each, good_from: 1, bad_to: 0}",
+        },
+    ),
+    (
+        Preference,
+        {**OWN, "seeds": {"path": "s.jsonl", "limit": 1}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=drop"},
     ),
     (
         Length,

@@ -7,9 +7,25 @@ from typing import Annotated
 from pydantic import Field
 
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
+from kdgen.export.preference import Kto, Preference, Ranked, Reward
 from kdgen.export.retrieval import Retrieval
 
-AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text | Retrieval, Field(discriminator="format")]
-FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval")
+AnyFormat = Annotated[
+    Messages | Alpaca | ShareGPT | Text | Retrieval | Preference | Kto | Ranked | Reward,
+    Field(discriminator="format"),
+]
+FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "preference", "kto", "ranked", "reward")
 
-__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "Retrieval", "ShareGPT", "Text"]
+__all__ = [
+    "FORMATS",
+    "Alpaca",
+    "AnyFormat",
+    "Kto",
+    "Messages",
+    "Preference",
+    "Ranked",
+    "Retrieval",
+    "Reward",
+    "ShareGPT",
+    "Text",
+]
