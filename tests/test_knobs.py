@@ -18,7 +18,7 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Messages, Retrieval, ShareGPT, Text
+from kdgen.export import Alpaca, Critique, Messages, Retrieval, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
@@ -228,6 +228,7 @@ CHOOSE: dict[str, Any] = {
 }
 REVISE = {"critique": "label/rewrite/critique", "revise": "label/rewrite/revise", "rounds": 2}
 REWRITE: dict[str, Any] = {"stages": [{"stage": "label", "method": "rewrite", **REVISE}]}
+PRINCIPLED = {"stages": [{**REWRITE["stages"][0], "critique": "./principle.md", "constitution": "constitution"}]}
 EXPAND = {
     "stages": [
         {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 2, "novelty": 0.9},
@@ -709,6 +710,17 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "rounds": S + "rounds=1",
             "chain": S + "chain=true",
             "judge": S + "judge=nobody",
+            "pair": S + "pair=true",
+        },
+    ),
+    (Rewrite, PRINCIPLED, {"constitution": S + "constitution=./b.yaml"}),
+    (
+        Critique,
+        {**REWRITE, "export": {"format": "critique"}},
+        {
+            "layout": "export.layout=chain",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=keep",
         },
     ),
     (
@@ -841,6 +853,11 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
         talks.append({"messages": turns, "language": "English", "toxic": False, "redacted": False, **columns})
     (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     (tmp_path / "greedy.md").write_text(GREEDY_PROMPT)
+    principle = '{{ principle.critique }} {{ output }} {"critique", "verdict"}'
+    (tmp_path / "principle.md").write_text(
+        f"---\nabout: x\nvariables: {{principle: x, output: x}}\n---\n[[user]]\n{principle}\n"
+    )
+    (tmp_path / "b.yaml").write_text("about: x\nsource: x\nentries: [{critique: One?}, {critique: Two?}]\n")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text(
         "# Sea\n\nName a fish.\n\n# Sky\n\nName a bird that\nsings. Name one that\nflies at night.\n"

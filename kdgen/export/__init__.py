@@ -7,9 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
+from kdgen.export.critiques import Critique
 from kdgen.export.retrieval import Retrieval
 
-AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text | Retrieval, Field(discriminator="format")]
-FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval")
+AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text | Retrieval | Critique, Field(discriminator="format")]
+FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "critique")
 
-__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "Retrieval", "ShareGPT", "Text"]
+__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Critique", "Messages", "Retrieval", "ShareGPT", "Text"]
