@@ -12,6 +12,7 @@ from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
 from kdgen.stages.branch import Branch
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
+from kdgen.stages.contrast import Contrast
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
@@ -58,7 +59,8 @@ AnyStage = Annotated[
     | Annotated[Grade, Tag("curate/grade")]
     | Annotated[RoundTrip, Tag("curate/round-trip")]
     | Annotated[Dialogue, Tag("curate/dialogue")]
-    | Annotated[OssInstruct, Tag("curate/oss-instruct")],
+    | Annotated[OssInstruct, Tag("curate/oss-instruct")]
+    | Annotated[Contrast, Tag("feedback/contrast")],
     Discriminator(_which),
 ]
 
@@ -85,6 +87,7 @@ METHODS = (
     "curate/round-trip",
     "curate/dialogue",
     "curate/oss-instruct",
+    "feedback/contrast",
 )
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]
