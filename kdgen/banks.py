@@ -80,6 +80,15 @@ class Bank(Frozen):
         drawn = pick({entry.id: entry.weight for entry in self.entries}, *key)
         return self.entry(drawn)
 
+    def several(self, count: int, *key: object) -> list[Entry]:
+        """The `count` entries that `key` draws by weight, no entry twice; all of them where there are fewer."""
+        left = {entry.id: entry.weight for entry in self.entries}
+        found: list[Entry] = []
+        while left and len(found) < count:
+            found.append(self.entry(pick(left, *key)))
+            del left[found[-1].id]
+        return found
+
     def entry(self, id: str) -> Entry:
         """The entry of that id. Raises LookupError."""
         return next(entry for entry in self.entries if entry.id == id)

@@ -18,7 +18,7 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Messages, Preference, Retrieval, ShareGPT, Text
+from kdgen.export import Alpaca, Critique, Messages, Preference, Retrieval, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.loops import Bounds, Loop
 from kdgen.prompts import KEYS
@@ -31,6 +31,7 @@ from kdgen.stages.branch import Branch
 from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
+from kdgen.stages.contrast import Contrast, Side
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
@@ -245,6 +246,16 @@ CHOOSE: dict[str, Any] = {
 }
 REVISE = {"critique": "label/rewrite/critique", "revise": "label/rewrite/revise", "rounds": 2}
 REWRITE: dict[str, Any] = {"stages": [{"stage": "label", "method": "rewrite", **REVISE}]}
+CONTRAST: dict[str, Any] = {
+    "stages": [
+        {
+            "stage": "feedback",
+            "method": "contrast",
+            "sides": [{"prompt": each} for each in ("label/brief", "label/rationale", "label/answer")],
+        }
+    ]
+}
+PRINCIPLED = {"stages": [{**REWRITE["stages"][0], "critique": "./principle.md", "constitution": "constitution"}]}
 EXPAND = {
     "stages": [
         {"stage": "expand", "method": "self-instruct", "prompt": "expand/self-instruct", "rounds": 2, "novelty": 0.9},
@@ -764,6 +775,40 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "rounds": S + "rounds=1",
             "chain": S + "chain=true",
             "judge": S + "judge=nobody",
+            "pair": S + "pair=true",
+        },
+    ),
+    (
+        Contrast,
+        CONTRAST,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "sides": S + "sides=[{prompt: label/brief}, {prompt: label/answer}]",
+            "pairs": S + "pairs=all",
+            "existing": S + "existing=keep",
+        },
+    ),
+    (
+        Side,
+        CONTRAST,
+        {
+            "prompt": S + "sides=[{prompt: label/brief}, {prompt: label/plain}, {prompt: label/answer}]",
+            "to": S + "sides=[{prompt: label/brief}, {prompt: label/rationale}, {prompt: label/answer, to: nobody}]",
+            "shots": S + "sides.2={prompt: ./shots.md, shots: 2}",
+            "relax": S + "sides.1={prompt: label/rationale, relax: feedback/degraded/relax}",
+        },
+    ),
+    (Rewrite, PRINCIPLED, {"constitution": S + "constitution=./b.yaml"}),
+    (
+        Critique,
+        {**REWRITE, "export": {"format": "critique"}},
+        {
+            "layout": "export.layout=chain",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=keep",
         },
     ),
     (
@@ -888,6 +933,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
 ]
 # What is compared with another setting than the recipe's own default.
 AGAINST = {
+    ("Side", "shots"): "stages.0.sides.2={prompt: ./shots.md}",
     ("Cite", "absent"): f"stages.0={{{FLOW}, withheld: 0.6}}",
     ("Seeds", "files"): "seeds={path: docs}",
     ("Seeds", "chunk"): "seeds={path: docs/a.md}",
@@ -944,6 +990,12 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
         talks.append({"messages": turns, "language": "English", "toxic": False, "redacted": False, **columns})
     (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     (tmp_path / "greedy.md").write_text(GREEDY_PROMPT)
+    principle = '{{ principle.critique }} {{ output }} {"critique", "verdict"}'
+    (tmp_path / "principle.md").write_text(
+        f"---\nabout: x\nvariables: {{principle: x, output: x}}\n---\n[[user]]\n{principle}\n"
+    )
+    (tmp_path / "shots.md").write_text(PROMPT.replace("  instruction", "  shots: x\n  instruction") + "{{ shots }}")
+    (tmp_path / "b.yaml").write_text("about: x\nsource: x\nentries: [{critique: One?}, {critique: Two?}]\n")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text(
         "# Sea\n\nName a fish.\n\n# Sky\n\nName a bird that\nsings. Name one that\nflies at night.\n"

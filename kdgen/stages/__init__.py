@@ -13,6 +13,7 @@ from kdgen.stages.branch import Branch
 from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
+from kdgen.stages.contrast import Contrast
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
@@ -65,6 +66,7 @@ AnyStage = Annotated[
     | Annotated[Candidates, Tag("feedback/candidates")]
     | Annotated[Pair, Tag("feedback/pair")]
     | Annotated[Each, Tag("feedback/each")]
+    | Annotated[Contrast, Tag("feedback/contrast")]
     | Annotated[Star, Tag("self/star")],
     Discriminator(_which),
 ]
@@ -95,6 +97,7 @@ METHODS = (
     "feedback/candidates",
     "feedback/pair",
     "feedback/each",
+    "feedback/contrast",
     "self/star",
 )
 
