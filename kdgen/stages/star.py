@@ -94,6 +94,7 @@ class Star(Stage):
         if reply is None:
             raise Rejected("unsolved", f"{told[:200]}; it is {gold[:100]}")
         rationale, answer = split_answer(split_thinking(reply.text)[1])
+        content: dict[str, Any] = {"reasoning": rationale, "output": answer, **asked_of(job)}
         star: dict[str, JsonValue] = {"hinted": hinted, "shots": [shot["id"] for shot in shots]}
         meta = {name: value for name, value in job.meta.items() if name != "shots"}
         row = job.model_copy(update={"meta": meta}).child(
@@ -102,10 +103,8 @@ class Star(Stage):
             calls=list(dict.fromkeys(ask.calls)),
             writers=dict.fromkeys(("reasoning", "output"), reply.teacher),
             meta={"gold": gold, "star": star},
-            reasoning=rationale,
-            output=answer,
             finish=reply.finish,
-            **asked_of(job),
+            **content,
         )
         return [row]
 
