@@ -410,6 +410,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "pick": S + "pick=gold",
             "keep": S + "keep=1",
             "reasons": S + "reasons=true",
+            "plain": S + "plain=true",
         },
     ),
     (Sample, VOTED, {"least_share": S + "least_share=1"}),
@@ -916,7 +917,14 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "against_seeds": "dedupe=[{method: rouge-l, against_seeds: false}]",
         },
     ),
-    (Messages, RATIONALE, {"reasoning": "export.reasoning=apart", "system": "export.system=drop"}),
+    (
+        Messages,
+        RATIONALE,
+        {
+            "reasoning": "export.reasoning=apart",
+            "system": "export.system=drop",
+        },
+    ),
     (
         Alpaca,
         RATIONALE,

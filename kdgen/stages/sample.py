@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -46,7 +46,8 @@ class Sample(Stage):
     2212.10071; RFT, arXiv 2308.01825). `vote`: those of the answer that most draws give, at least `least_share` of
     them (self-consistency, arXiv 2203.11171). `judge`: those that a judge grades highest, at least `least_score`
     (best-of-n). `all`: every draw (traces; OpenThoughts, arXiv 2506.04178, takes 16 a question). Of what is as good,
-    the earlier draw is kept; each draw that is not is a reject with its reason. `reasons` keeps none without reasoning.
+    the earlier draw is kept; each draw that is not is a reject with its reason. `reasons` keeps none without reasoning;
+    `plain` adds a row with the answer of the best draw alone, so that a student learns both forms (LMSI, arXiv 2210.11610).
     `merge`: the judge makes one answer of all draws, by the prompt `merge`. The teachers of `among` take the draws in turn
     (several teachers a task: TinyLLM, arXiv 2402.04616; a pool has each task answered by one of them).
     """
@@ -59,6 +60,7 @@ class Sample(Stage):
     pick: Literal["all", "gold", "vote", "judge", "merge"] = "vote"
     keep: int | None = Field(None, ge=1)
     reasons: bool = False
+    plain: bool = False
     least_share: float = Field(0.5, ge=0, le=1)
     least_score: int = Field(1, ge=1, le=10)
     grade: PromptFile | None = None
@@ -94,6 +96,8 @@ class Sample(Stage):
                 raise bad_stage(f"{field} has no effect on pick: {self.pick}", f"{where}.{field}", f"pick: {owned[0]}")
         if self.pick == "merge" and self.keep is not None:
             raise bad_stage("a merge makes one row", f"{where}.keep", "take it out")
+        if self.pick == "merge" and self.plain:
+            raise bad_stage("plain has no effect on pick: merge", f"{where}.plain", "take it out")
         if self.among and "to" in self.model_fields_set:
             raise bad_stage("to has no effect where among says who is asked", f"{where}.to", "take it out")
         if len(set(self.among)) < len(self.among) or len(self.among) > self.n:
@@ -125,6 +129,9 @@ class Sample(Stage):
                 continue
             row = self._row(job, came, gold, {**meta, "nth": came.number})
             rows.append(row.rejected(self.name, *fates[came.number]) if came.number in fates else row)
+        if self.plain and good and good[0].reasoning:
+            bare_one = replace(good[0], reasoning="", output=good[0].answer)
+            rows.append(self._row(job, bare_one, gold, {**meta, "nth": good[0].number, "plain": True}))
         return rows
 
     def _lost(self, job: Record, fate: Rejected, ask: Ask) -> Row:
