@@ -4,6 +4,7 @@ or changes asks about itself alone."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def test_a_recipe_keeps_its_promises(kdgen: Callable[..., Any], tmp_path: Path, 
     given = "" if free else base.with_name(base.name + ".seeds.jsonl").read_text()
     seeds = [json.loads(line) for line in given.splitlines()]
 
-    def run(folder: str, seeds: list[dict[str, Any]], width: int = 8) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def run(folder: str, seeds: list[dict[str, Any]], width: int = 8) -> tuple[Counter[str], dict[str, bytes]]:
         (tmp_path / "s.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in seeds))
         asked = ["run", name, *(() if free else ("--seeds", "s.jsonl")), "-q", "--json", "-o", folder]
         asked += ["--ledger", f"{folder}.db"]
@@ -40,8 +41,11 @@ def test_a_recipe_keeps_its_promises(kdgen: Callable[..., Any], tmp_path: Path, 
         said = kdgen(*asked)
         assert said.code == 0, said.err
         made = published(tmp_path / folder)
-        manifest = json.loads(said.out)
-        requests: dict[str, Any] = (manifest[-1] if isinstance(manifest, list) else manifest)["requests"]
+        manifests = json.loads(said.out)
+        manifests = manifests if isinstance(manifests, list) else [manifests]
+        requests = Counter[str]()
+        for each in manifests:
+            requests.update(each["requests"])
         return requests, {file: made[file] for file in FILES}
 
     _, files = run("out", seeds)

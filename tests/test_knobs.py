@@ -35,6 +35,7 @@ from kdgen.stages.contrast import Contrast, Side
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.kin import Kin
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
@@ -128,11 +129,26 @@ RULES = [
     {"contains": '"label"', "reply": '{"label": "blue"}'},
     {"contains": '"variants"', "reply": '{"variants": ["say {digest}", "tell {digest}"]}'},
     {"contains": "referee", "reply": '{"reason": "x", "first": 7, "second": 2}'},
+    {"contains": "Does all of this follow", "reply": '{"reason": "It does.", "follows": true}'},
     {"contains": "as well", "reply": '{"verdict": "same"}'},
     {"contains": "JSON", "reply": '{"verdict": "different"}'},
     {
         "contains": "numbered",
         "reply": "9. Explain rust {digest} now\n10. Write a song about wind\n11. Go on, {digest}\n12. Too",
+    },
+    {
+        "contains": "one sentence of your own",
+        "nth": 0,
+        "reply": "The sea is blue in the sun, and it shines all the day long {digest}.",
+    },
+    {
+        "contains": "one sentence of your own",
+        "nth": 1,
+        "reply": "In the sun the wide sea shines in blue {digest} everywhere.",
+    },
+    {
+        "contains": "one sentence of your own",
+        "reply": "Blue shines the sea in the sun, and all the day long {digest}, yes.",
     },
     {"contains": "its answer is blue", "reply": "It shines, {digest}.\nAnswer: blue"},
     {"regex": "(?s)Some solved.*Name a colour of the sea", "nth": 1, "reply": "It lies there, {digest}.\nAnswer: blue"},
@@ -162,6 +178,9 @@ LOOP: dict[str, Any] = {
     },
 }
 SOLVE = {"prompt": "self/star", "hint": "self/star-hint", "examples": "solved"}
+PARTS = {"prompt": "self/gist", "follows": "self/follows", "instruction": "Say it."}
+KIN = {"stages": [{"stage": "self", "method": "kin", **PARTS, "n": 3}]}
+SUMMED = "stage: self, method: kin, prompt: self/gist, follows: self/follows, instruction: Say it., n: 3, task: summary"
 STAR = {"stages": [{"stage": "self", "method": "star", **SOLVE}]}
 ANSWERED = {"stage": "label", "method": "answer", "prompt": "label/answer"}
 WRITE = {"stages": [{"stage": "curate", "method": "write", "prompt": "label/brief"}], "export": {"format": "text"}}
@@ -369,6 +388,25 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "size": "seeds.chunk.size=6",
             "overlap": "seeds.chunk.overlap=4",
             "least": "seeds.chunk.least=8",
+        },
+    ),
+    (
+        Kin,
+        KIN,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={rules: principles}",
+            "prompt": S + "prompt=label/brief",
+            "follows": S + "follows=self/gist",
+            "instruction": S + "instruction=Again.",
+            "n": S + "n=2",
+            "task": S + "task=summary",
+            "most_alike": S + "most_alike=0.1",
+            "most_words": f"stages.0={{{SUMMED}, most_words: 0.9}}",
+            "keep": S + "keep=1",
+            "judge": S + "judge=nobody",
         },
     ),
     (
@@ -955,6 +993,7 @@ AGAINST = {
     ("Refusal", "within"): "filters=[{filter: refusal}]",
     ("Dangling", "min_words"): "filters=[{filter: dangling, min_words: 1}]",
     ("Exact", "normalise"): "dedupe=[{method: exact, fields: [instruction], normalise: false}]",
+    ("Kin", "most_words"): f"stages.0={{{SUMMED}}}",
     ("Alpaca", "reasoning"): "export={format: alpaca}",
     ("Alpaca", "system"): "export={format: alpaca}",
     ("ShareGPT", "reasoning"): "export={format: sharegpt}",

@@ -68,6 +68,7 @@ OTHER_SEEDS = {
     "curate/by-label": "curate/by-label.plan.jsonl",
     "expand/boundary": "expand/boundary.seeds.jsonl",
     "expand/paraphrase-labelled": "expand/paraphrase-labelled.plan.jsonl",
+    "self/humpback": "self/humpback.seeds.jsonl",
 }
 
 

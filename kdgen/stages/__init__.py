@@ -17,6 +17,7 @@ from kdgen.stages.contrast import Contrast
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.kin import Kin
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
@@ -67,7 +68,8 @@ AnyStage = Annotated[
     | Annotated[Pair, Tag("feedback/pair")]
     | Annotated[Each, Tag("feedback/each")]
     | Annotated[Contrast, Tag("feedback/contrast")]
-    | Annotated[Star, Tag("self/star")],
+    | Annotated[Star, Tag("self/star")]
+    | Annotated[Kin, Tag("self/kin")],
     Discriminator(_which),
 ]
 
@@ -99,6 +101,7 @@ METHODS = (
     "feedback/each",
     "feedback/contrast",
     "self/star",
+    "self/kin",
 )
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]

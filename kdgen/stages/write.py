@@ -225,7 +225,7 @@ class Write(Stage):
             return made.model_dump_json()
         if prompt == self.verify:
             return Label(label=str(variables["input"]).rpartition(MARK)[2][::-1]).model_dump_json()
-        if self.makes == "query":
+        if self.makes in ("query", "instruction"):
             return words(8)
         return f"{words(30)}{MARK}{variables['label'][::-1]}" if self.makes == "input" else words(0)
 
