@@ -18,7 +18,7 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Critique, Messages, Retrieval, ShareGPT, Text
+from kdgen.export import Alpaca, Critique, Messages, Retrieval, ShareGPT, Stepwise, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
@@ -42,6 +42,7 @@ from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
+from kdgen.stages.steps import Steps
 from kdgen.stages.transcript import Transcript
 from kdgen.stages.write import Write
 from kdgen.teachers.base import Call, Params
@@ -73,6 +74,10 @@ if not os.fork(): time.sleep(0.3); os._exit(0)
 os.wait()
 print("x" * 200)"""
 GREEDY_PROMPT = "---\nabout: x\nvariables: {instruction: x}\n---\n[[user]]\nTake a lot. {{ instruction }}\n"
+VERDICTS = (
+    '{"steps": [{"reason": "x", "verdict": "%s"}, {"reason": "{digest}", "verdict": "wrong"}, '
+    '{"reason": "x", "verdict": "right"}]}'
+)
 RULES = [
     {
         "regex": "(?s)write conversations.*sky",
@@ -83,6 +88,10 @@ RULES = [
         "reply": "[Human] Please name a colour of the sea, sum up the following text, rate the words, repeat me, sorry\n"
         "[AI] {digest}\n[Human] Go on?\n[AI] It goes on, {digest}",
     },
+    {"contains": "one by one", "reply": VERDICTS % "right"},
+    {"contains": "another way", "reply": VERDICTS % "wrong"},
+    {"contains": "finish solutions", "nth": 0, "reply": "Answer: 7"},
+    {"contains": "finish solutions", "reply": "Answer: 4"},
     {"contains": '"critique"', "reply": '{"critique": "{digest}", "verdict": "revise"}'},
     {"contains": "Critique:", "reply": "Better {digest}."},
     {"contains": '"selected"', "reply": '{"reason": "{digest}", "selected": "direct"}'},
@@ -237,6 +246,14 @@ CONTRAST: dict[str, Any] = {
             "sides": [{"prompt": each} for each in ("label/brief", "label/rationale", "label/answer")],
         }
     ]
+}
+STEPS: dict[str, Any] = {
+    "stages": [{"stage": "feedback", "method": "steps", "prompt": "./steps.md"}],
+    "seeds": {"path": "solved.jsonl"},
+}
+ROLLOUTS: dict[str, Any] = {
+    **STEPS,
+    "stages": [{**STEPS["stages"][0], "prompt": "feedback/steps/complete", "by": "rollouts", "gold": "final", "n": 2}],
 }
 PRINCIPLED = {"stages": [{**REWRITE["stages"][0], "critique": "./principle.md", "constitution": "constitution"}]}
 EXPAND = {
@@ -746,6 +763,32 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "relax": S + "sides.1={prompt: label/rationale, relax: feedback/degraded/relax}",
         },
     ),
+    (
+        Steps,
+        STEPS,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=./other-steps.md",
+            "by": S + "by=rollouts",
+            "split": S + "split=sentences",
+            "at_once": S + "at_once=false",
+            "after_wrong": S + "after_wrong=go_on",
+            "most": S + "most=1",
+        },
+    ),
+    (Steps, ROLLOUTS, {"n": S + "n=3", "gold": S + "gold=q"}),
+    (
+        Stepwise,
+        {**ROLLOUTS, "export": {"format": "stepwise"}},
+        {
+            "labels": "export.labels=soft",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=keep",
+        },
+    ),
     (Rewrite, PRINCIPLED, {"constitution": S + "constitution=./b.yaml"}),
     (
         Critique,
@@ -892,6 +935,12 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
         f"---\nabout: x\nvariables: {{principle: x, output: x}}\n---\n[[user]]\n{principle}\n"
     )
     (tmp_path / "shots.md").write_text(PROMPT.replace("  instruction", "  shots: x\n  instruction") + "{{ shots }}")
+    for name, how in (("steps", "one by one"), ("other-steps", "another way")):
+        (tmp_path / f"{name}.md").write_text(
+            f"---\nabout: x\nvariables: {{steps: x}}\n---\n[[user]]\n{how} {{{{ steps }}}}\n"
+        )
+    solved = {"instruction": "Add.", "output": "Add 3. It is 3.\nThen 4.\nAnswer: 7", "final": "7", "q": "4"}
+    (tmp_path / "solved.jsonl").write_text(json.dumps(solved) + "\n")
     (tmp_path / "b.yaml").write_text("about: x\nsource: x\nentries: [{critique: One?}, {critique: Two?}]\n")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text(

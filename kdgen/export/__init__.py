@@ -9,8 +9,11 @@ from pydantic import Field
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
 from kdgen.export.critiques import Critique
 from kdgen.export.retrieval import Retrieval
+from kdgen.export.stepwise import Stepwise
 
-AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text | Retrieval | Critique, Field(discriminator="format")]
-FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "critique")
+AnyFormat = Annotated[
+    Messages | Alpaca | ShareGPT | Text | Retrieval | Critique | Stepwise, Field(discriminator="format")
+]
+FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "critique", "stepwise")
 
-__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Critique", "Messages", "Retrieval", "ShareGPT", "Text"]
+__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Critique", "Messages", "Retrieval", "ShareGPT", "Stepwise", "Text"]

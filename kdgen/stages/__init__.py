@@ -25,6 +25,7 @@ from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
+from kdgen.stages.steps import Steps
 from kdgen.stages.transcript import Transcript
 from kdgen.stages.write import Write
 
@@ -60,7 +61,8 @@ AnyStage = Annotated[
     | Annotated[RoundTrip, Tag("curate/round-trip")]
     | Annotated[Dialogue, Tag("curate/dialogue")]
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
-    | Annotated[Contrast, Tag("feedback/contrast")],
+    | Annotated[Contrast, Tag("feedback/contrast")]
+    | Annotated[Steps, Tag("feedback/steps")],
     Discriminator(_which),
 ]
 
@@ -88,6 +90,7 @@ METHODS = (
     "curate/dialogue",
     "curate/oss-instruct",
     "feedback/contrast",
+    "feedback/steps",
 )
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]
