@@ -18,7 +18,7 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Critique, Messages, Retrieval, ShareGPT, Stepwise, Text
+from kdgen.export import Alpaca, Critique, Edits, Messages, Retrieval, ShareGPT, Stepwise, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
@@ -31,6 +31,7 @@ from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.contrast import Contrast, Side
 from kdgen.stages.dialogue import Dialogue
+from kdgen.stages.edit import Edit, Weights
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.magpie import Magpie
@@ -88,6 +89,7 @@ RULES = [
         "reply": "[Human] Please name a colour of the sea, sum up the following text, rate the words, repeat me, sorry\n"
         "[AI] {digest}\n[Human] Go on?\n[AI] It goes on, {digest}",
     },
+    {"contains": "You mend", "reply": "Add 3. It is 3.\nThen 5.\nAnswer: 8"},
     {"contains": "one by one", "reply": VERDICTS % "right"},
     {"contains": "another way", "reply": VERDICTS % "wrong"},
     {"contains": "finish solutions", "nth": 0, "reply": "Answer: 7"},
@@ -255,6 +257,7 @@ ROLLOUTS: dict[str, Any] = {
     **STEPS,
     "stages": [{**STEPS["stages"][0], "prompt": "feedback/steps/complete", "by": "rollouts", "gold": "final", "n": 2}],
 }
+EDIT: dict[str, Any] = {**STEPS, "stages": [{"stage": "feedback", "method": "edit", "prompt": "feedback/edit"}]}
 PRINCIPLED = {"stages": [{**REWRITE["stages"][0], "critique": "./principle.md", "constitution": "constitution"}]}
 EXPAND = {
     "stages": [
@@ -778,6 +781,26 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "after_wrong": S + "after_wrong=go_on",
             "most": S + "most=1",
         },
+    ),
+    (
+        Edit,
+        EDIT,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "most": S + "most=0.01",
+            "weights": S + "weights={added: 2}",
+            "gold": S + "gold=final",
+        },
+    ),
+    (Weights, EDIT, {name: S + f"weights={{{name}: 3}}" for name in ("added", "removed", "kept")}),
+    (
+        Edits,
+        {**EDIT, "export": {"format": "edits"}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=keep"},
     ),
     (Steps, ROLLOUTS, {"n": S + "n=3", "gold": S + "gold=q"}),
     (

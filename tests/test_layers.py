@@ -15,7 +15,7 @@ PACKAGE = ROOT / "kdgen"
 # A module may import from lines above its own, and from its own package. A package is named without its modules.
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
-    {"agreement", "parse", "resources", "sandbox", "tables"},
+    {"agreement", "parse", "resources", "sandbox", "solutions", "tables"},
     {"filters", "prompts", "readers", "selection", "yamls"},
     {"cleaning", "documents"},
     {"shapes"},

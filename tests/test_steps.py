@@ -14,7 +14,8 @@ from server import published, write_seeds
 
 from kdgen.export import Stepwise
 from kdgen.record import Record, digest
-from kdgen.stages.steps import gold_of, solution, split_steps
+from kdgen.solutions import solution
+from kdgen.stages.steps import gold_of, split_steps
 
 SOLVED = {
     "id": "a",

@@ -8,12 +8,24 @@ from pydantic import Field
 
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
 from kdgen.export.critiques import Critique
+from kdgen.export.edits import Edits
 from kdgen.export.retrieval import Retrieval
 from kdgen.export.stepwise import Stepwise
 
 AnyFormat = Annotated[
-    Messages | Alpaca | ShareGPT | Text | Retrieval | Critique | Stepwise, Field(discriminator="format")
+    Messages | Alpaca | ShareGPT | Text | Retrieval | Critique | Stepwise | Edits, Field(discriminator="format")
 ]
-FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "critique", "stepwise")
+FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "critique", "stepwise", "edits")
 
-__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Critique", "Messages", "Retrieval", "ShareGPT", "Stepwise", "Text"]
+__all__ = [
+    "FORMATS",
+    "Alpaca",
+    "AnyFormat",
+    "Critique",
+    "Edits",
+    "Messages",
+    "Retrieval",
+    "ShareGPT",
+    "Stepwise",
+    "Text",
+]

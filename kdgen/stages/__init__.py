@@ -14,6 +14,7 @@ from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.contrast import Contrast
 from kdgen.stages.dialogue import Dialogue
+from kdgen.stages.edit import Edit
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.magpie import Magpie
@@ -62,7 +63,8 @@ AnyStage = Annotated[
     | Annotated[Dialogue, Tag("curate/dialogue")]
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
     | Annotated[Contrast, Tag("feedback/contrast")]
-    | Annotated[Steps, Tag("feedback/steps")],
+    | Annotated[Steps, Tag("feedback/steps")]
+    | Annotated[Edit, Tag("feedback/edit")],
     Discriminator(_which),
 ]
 
@@ -91,6 +93,7 @@ METHODS = (
     "curate/oss-instruct",
     "feedback/contrast",
     "feedback/steps",
+    "feedback/edit",
 )
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]

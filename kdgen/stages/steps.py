@@ -12,6 +12,7 @@ from kdgen.errors import Rejected
 from kdgen.parse import bare, final_answer, same_answer, split_answer, split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Reject, Row
+from kdgen.solutions import solution
 from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Stage, bad_stage, bounded, gathered
 from kdgen.teachers.base import Reply
@@ -171,11 +172,6 @@ class Steps(Stage):
             return f"{words(0)}\nAnswer: {words(2)}"
         one = Verdict(reason=words(15), verdict="right")
         return (Verdicts(steps=[one] * len(variables["steps"])) if self.at_once else one).model_dump_json()
-
-
-def solution(record: Record) -> str:
-    """A record's solution as one text: its reasoning, then its answer."""
-    return f"{record.reasoning}\n\nAnswer: {record.output}" if record.reasoning else record.output
 
 
 def answer_of(record: Record) -> str:
