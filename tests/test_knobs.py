@@ -18,7 +18,7 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Critique, Messages, Preference, Retrieval, ShareGPT, Text
+from kdgen.export import Alpaca, Critique, Edits, Messages, Preference, Retrieval, ShareGPT, Stepwise, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.loops import Bounds, Loop
 from kdgen.prompts import KEYS
@@ -33,6 +33,7 @@ from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.contrast import Contrast, Side
 from kdgen.stages.dialogue import Dialogue
+from kdgen.stages.edit import Edit, Weights
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.kin import Kin
@@ -47,6 +48,7 @@ from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.star import Star
+from kdgen.stages.steps import Steps
 from kdgen.stages.transcript import Transcript
 from kdgen.stages.write import Write
 from kdgen.teachers.base import Call, Params
@@ -78,6 +80,10 @@ if not os.fork(): time.sleep(0.3); os._exit(0)
 os.wait()
 print("x" * 200)"""
 GREEDY_PROMPT = "---\nabout: x\nvariables: {instruction: x}\n---\n[[user]]\nTake a lot. {{ instruction }}\n"
+VERDICTS = (
+    '{"steps": [{"reason": "x", "verdict": "%s"}, {"reason": "{digest}", "verdict": "wrong"}, '
+    '{"reason": "x", "verdict": "right"}]}'
+)
 RULES = [
     {
         "regex": "(?s)write conversations.*sky",
@@ -88,6 +94,11 @@ RULES = [
         "reply": "[Human] Please name a colour of the sea, sum up the following text, rate the words, repeat me, sorry\n"
         "[AI] {digest}\n[Human] Go on?\n[AI] It goes on, {digest}",
     },
+    {"contains": "You mend", "reply": "Add 3. It is 3.\nThen 5.\nAnswer: 8"},
+    {"contains": "one by one", "reply": VERDICTS % "right"},
+    {"contains": "another way", "reply": VERDICTS % "wrong"},
+    {"contains": "finish solutions", "nth": 0, "reply": "Answer: 7"},
+    {"contains": "finish solutions", "reply": "Answer: 4"},
     {"contains": '"critique"', "reply": '{"critique": "{digest}", "verdict": "revise"}'},
     {"contains": "Critique:", "reply": "Better {digest}."},
     {"contains": '"selected"', "reply": '{"reason": "{digest}", "selected": "direct"}'},
@@ -274,6 +285,15 @@ CONTRAST: dict[str, Any] = {
         }
     ]
 }
+STEPS: dict[str, Any] = {
+    "stages": [{"stage": "feedback", "method": "steps", "prompt": "./steps.md"}],
+    "seeds": {"path": "solved.jsonl"},
+}
+ROLLOUTS: dict[str, Any] = {
+    **STEPS,
+    "stages": [{**STEPS["stages"][0], "prompt": "feedback/steps/complete", "by": "rollouts", "gold": "final", "n": 2}],
+}
+EDIT: dict[str, Any] = {**STEPS, "stages": [{"stage": "feedback", "method": "edit", "prompt": "feedback/edit"}]}
 PRINCIPLED = {"stages": [{**REWRITE["stages"][0], "critique": "./principle.md", "constitution": "constitution"}]}
 EXPAND = {
     "stages": [
@@ -840,6 +860,52 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "relax": S + "sides.1={prompt: label/rationale, relax: feedback/degraded/relax}",
         },
     ),
+    (
+        Steps,
+        STEPS,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=./other-steps.md",
+            "by": S + "by=rollouts",
+            "split": S + "split=sentences",
+            "at_once": S + "at_once=false",
+            "after_wrong": S + "after_wrong=go_on",
+            "most": S + "most=1",
+        },
+    ),
+    (
+        Edit,
+        EDIT,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "most": S + "most=0.01",
+            "weights": S + "weights={added: 2}",
+            "gold": S + "gold=final",
+        },
+    ),
+    (Weights, EDIT, {name: S + f"weights={{{name}: 3}}" for name in ("added", "removed", "kept")}),
+    (
+        Edits,
+        {**EDIT, "export": {"format": "edits"}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=keep"},
+    ),
+    (Steps, ROLLOUTS, {"n": S + "n=3", "gold": S + "gold=q"}),
+    (
+        Stepwise,
+        {**ROLLOUTS, "export": {"format": "stepwise"}},
+        {
+            "labels": "export.labels=soft",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=keep",
+        },
+    ),
     (Rewrite, PRINCIPLED, {"constitution": S + "constitution=./b.yaml"}),
     (
         Critique,
@@ -1042,6 +1108,12 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
         f"---\nabout: x\nvariables: {{principle: x, output: x}}\n---\n[[user]]\n{principle}\n"
     )
     (tmp_path / "shots.md").write_text(PROMPT.replace("  instruction", "  shots: x\n  instruction") + "{{ shots }}")
+    for name, how in (("steps", "one by one"), ("other-steps", "another way")):
+        (tmp_path / f"{name}.md").write_text(
+            f"---\nabout: x\nvariables: {{steps: x}}\n---\n[[user]]\n{how} {{{{ steps }}}}\n"
+        )
+    solved = {"instruction": "Add.", "output": "Add 3. It is 3.\nThen 4.\nAnswer: 7", "final": "7", "q": "4"}
+    (tmp_path / "solved.jsonl").write_text(json.dumps(solved) + "\n")
     (tmp_path / "b.yaml").write_text("about: x\nsource: x\nentries: [{critique: One?}, {critique: Two?}]\n")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text(

@@ -15,8 +15,12 @@ PACKAGE = ROOT / "kdgen"
 # A module may import from lines above its own, and from its own package. A package is named without its modules.
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
+<<<<<<< HEAD
     {"agreement", "parse", "resources", "sandbox", "tables"},
     {"loops"},
+=======
+    {"agreement", "parse", "resources", "sandbox", "solutions", "tables"},
+>>>>>>> 75e992fea754fcccafb64ded5c6d28cb86f04e02
     {"filters", "prompts", "readers", "selection", "yamls"},
     {"cleaning", "documents"},
     {"shapes"},

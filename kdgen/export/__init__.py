@@ -8,20 +8,36 @@ from pydantic import Field
 
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
 from kdgen.export.critiques import Critique
+from kdgen.export.edits import Edits
 from kdgen.export.preference import Kto, Preference, Ranked, Reward
 from kdgen.export.retrieval import Retrieval
+from kdgen.export.stepwise import Stepwise
 
 AnyFormat = Annotated[
-    Messages | Alpaca | ShareGPT | Text | Retrieval | Critique | Kto | Preference | Ranked | Reward,
+    Messages | Alpaca | ShareGPT | Text | Retrieval | Critique | Edits | Kto | Preference | Ranked | Reward | Stepwise,
     Field(discriminator="format"),
 ]
-FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "critique", "kto", "preference", "ranked", "reward")
+FORMATS = (
+    "messages",
+    "alpaca",
+    "sharegpt",
+    "text",
+    "retrieval",
+    "critique",
+    "edits",
+    "kto",
+    "preference",
+    "ranked",
+    "reward",
+    "stepwise",
+)
 
 __all__ = [
     "FORMATS",
     "Alpaca",
     "AnyFormat",
     "Critique",
+    "Edits",
     "Kto",
     "Messages",
     "Preference",
@@ -29,5 +45,6 @@ __all__ = [
     "Retrieval",
     "Reward",
     "ShareGPT",
+    "Stepwise",
     "Text",
 ]

@@ -15,6 +15,7 @@ from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.contrast import Contrast
 from kdgen.stages.dialogue import Dialogue
+from kdgen.stages.edit import Edit
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.kin import Kin
@@ -29,6 +30,7 @@ from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.star import Star
+from kdgen.stages.steps import Steps
 from kdgen.stages.transcript import Transcript
 from kdgen.stages.write import Write
 
@@ -68,6 +70,8 @@ AnyStage = Annotated[
     | Annotated[Pair, Tag("feedback/pair")]
     | Annotated[Each, Tag("feedback/each")]
     | Annotated[Contrast, Tag("feedback/contrast")]
+    | Annotated[Steps, Tag("feedback/steps")]
+    | Annotated[Edit, Tag("feedback/edit")]
     | Annotated[Star, Tag("self/star")]
     | Annotated[Kin, Tag("self/kin")],
     Discriminator(_which),
@@ -100,6 +104,8 @@ METHODS = (
     "feedback/pair",
     "feedback/each",
     "feedback/contrast",
+    "feedback/steps",
+    "feedback/edit",
     "self/star",
     "self/kin",
 )
