@@ -16,6 +16,7 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.judge import Judge
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
@@ -62,6 +63,7 @@ AnyStage = Annotated[
     | Annotated[Dialogue, Tag("curate/dialogue")]
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
     | Annotated[Candidates, Tag("feedback/candidates")]
+    | Annotated[Judge, Tag("feedback/judge")]
     | Annotated[Pair, Tag("feedback/pair")]
     | Annotated[Each, Tag("feedback/each")],
     Discriminator(_which),
@@ -91,6 +93,7 @@ METHODS = (
     "curate/dialogue",
     "curate/oss-instruct",
     "feedback/candidates",
+    "feedback/judge",
     "feedback/pair",
     "feedback/each",
 )
