@@ -18,7 +18,20 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Critique, Edits, Messages, Preference, Retrieval, ShareGPT, Stepwise, Text
+from kdgen.export import (
+    Alpaca,
+    Critique,
+    Edits,
+    Kto,
+    Messages,
+    Preference,
+    Ranked,
+    Retrieval,
+    Reward,
+    ShareGPT,
+    Stepwise,
+    Text,
+)
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.loops import Bounds, Loop
 from kdgen.prompts import KEYS
@@ -36,6 +49,7 @@ from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.edit import Edit, Weights
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.judge import Judge
 from kdgen.stages.kin import Kin
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
@@ -136,6 +150,23 @@ RULES = [
     {"regex": r"(?s)\[(\d)\]\n([^\n]+)\n.*Query: \2\n", "reply": r'{"reason": "so", "which": \1}'},
     {"regex": "(?s)few words.*Rate the", "reply": "Rate the following words: red"},
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
+    {"regex": "(?s)You review.*Answer to judge:.*First", "reply": '{"quality": {"reason": "{digest}", "score": 5}}'},
+    {"contains": "You review", "reply": '{"quality": {"reason": "{digest}", "score": 3}}'},
+    {
+        "contains": "instruction_following",
+        "reply": json.dumps(
+            {
+                name: {"reason": "so", "score": score}
+                for name, score in {
+                    "instruction_following": 4,
+                    "honesty": 3,
+                    "truthfulness": 5,
+                    "helpfulness": 4,
+                    "overall": 5,
+                }.items()
+            }
+        ),
+    },
     {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
     {"contains": '"variants"', "reply": '{"variants": ["say {digest}", "tell {digest}"]}'},
@@ -319,6 +350,11 @@ DRAWN = {"stage": "feedback", "method": "candidates", "prompt": "label/answer", 
 CANDIDATES: dict[str, Any] = {"stages": [DRAWN, {"stage": "feedback", "method": "each"}]}
 AMONG = {"stages": [{**DRAWN, "own": "gold", "among": ["teacher", "one"]}, CANDIDATES["stages"][1]], "teachers": TWO}
 OWN = {"stages": [DRAWN, {"stage": "feedback", "method": "pair", "pick": "own"}], "export": {"format": "preference"}}
+JUDGE: dict[str, Any] = {"stage": "feedback", "method": "judge", "prompt": "feedback/judge", "rubric": "additive"}
+FAIR: dict[str, Any] = {"stages": [{**JUDGE, "rubric": "ultrafeedback"}]}
+SCORED: dict[str, Any] = {"stages": [DRAWN, JUDGE, {"stage": "feedback", "method": "pair"}]}
+THOUGHT = {"stages": [{**DRAWN, "params": {"max_tokens": 9}}, JUDGE], "seeds": {"path": "s.jsonl", "limit": 1}}
+EACH = {**THOUGHT, "stages": [*THOUGHT["stages"], {"stage": "feedback", "method": "each", "good_from": 1}]}
 S, T = "stages.0.", "teachers.teacher."
 # (piece, base recipe, {field: what --set makes of it}); a list of several settings flips them together.
 KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
@@ -932,6 +968,43 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (Candidates, AMONG, {"among": S + "among=[one, teacher]", "draw": S + "draw=random"}),
     (
+        Judge,
+        FAIR,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={rules: principles}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "rubric": S + "rubric=additive",
+            "times": S + "times=2",
+            "score": S + "score=honesty",
+            "within": S + "within=0.1",
+            "at_least": S + "at_least=4.5",
+        },
+    ),
+    (
+        Judge,
+        {**FAIR, "teachers": TWO, "stages": [{**FAIR["stages"][0], "judges": ["one", "teacher"]}]},
+        {"judges": S + "judges=[teacher, one]"},
+    ),
+    (Pair, SCORED, {"by": "stages.2.by=truth", "margin": "stages.2.margin=9"}),
+    (
+        Kto,
+        {**EACH, "export": {"format": "kto"}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=drop"},
+    ),
+    (
+        Reward,
+        {**EACH, "export": {"format": "reward"}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=drop"},
+    ),
+    (
+        Ranked,
+        {**THOUGHT, "export": {"format": "ranked"}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=drop"},
+    ),
+    (
         Pair,
         OWN,
         {
@@ -940,8 +1013,6 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "lists": "stages.1.lists={rules: principles}",
             "params": "stages.1.params.temperature=1",
             "pick": "stages.1.pick=all",
-            "by": "stages.1.by=truth",
-            "margin": "stages.1.margin=2",
         },
     ),
     (
@@ -1197,8 +1268,25 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, SAID, QUERIES, ANNOTATE, PAIRED, CHOOSE, REWRITE, MERGED],
-    ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged".split(),
+    [
+        LABEL,
+        RATIONALE,
+        EXPAND,
+        EVOLVE,
+        TASKS,
+        CITE,
+        GRADE,
+        SAID,
+        QUERIES,
+        ANNOTATE,
+        PAIRED,
+        CHOOSE,
+        REWRITE,
+        MERGED,
+        CANDIDATES,
+        FAIR,
+    ],
+    ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged candidates judge".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

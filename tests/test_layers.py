@@ -16,17 +16,21 @@ PACKAGE = ROOT / "kdgen"
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
 <<<<<<< HEAD
+<<<<<<< HEAD
     {"agreement", "parse", "resources", "sandbox", "tables"},
     {"loops"},
 =======
     {"agreement", "parse", "resources", "sandbox", "solutions", "tables"},
 >>>>>>> 75e992fea754fcccafb64ded5c6d28cb86f04e02
+=======
+    {"agreement", "judging", "parse", "resources", "sandbox", "tables"},
+>>>>>>> 5136df9f1ade553c6bbe5ad86e148c4d1a6aab3b
     {"filters", "prompts", "readers", "selection", "yamls"},
     {"cleaning", "documents"},
     {"shapes"},
-    {"banks", "dedupe", "export", "seeds", "store"},
-    {"codebooks", "teachers"},
-    {"stages", "terms"},
+    {"banks", "dedupe", "seeds", "store"},
+    {"codebooks", "rubrics", "teachers"},
+    {"export", "stages", "terms"},
     {"config"},
     {"manifest", "programs"},
     {"asking"},

@@ -18,6 +18,7 @@ from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.edit import Edit
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.judge import Judge
 from kdgen.stages.kin import Kin
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
@@ -67,6 +68,7 @@ AnyStage = Annotated[
     | Annotated[Dialogue, Tag("curate/dialogue")]
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
     | Annotated[Candidates, Tag("feedback/candidates")]
+    | Annotated[Judge, Tag("feedback/judge")]
     | Annotated[Pair, Tag("feedback/pair")]
     | Annotated[Each, Tag("feedback/each")]
     | Annotated[Contrast, Tag("feedback/contrast")]
@@ -101,6 +103,7 @@ METHODS = (
     "curate/dialogue",
     "curate/oss-instruct",
     "feedback/candidates",
+    "feedback/judge",
     "feedback/pair",
     "feedback/each",
     "feedback/contrast",
