@@ -22,6 +22,7 @@ PYTHON = ("python", "python3", "py", "")
 LEAD_IN = re.compile(
     r"\A(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,20}\s+)?(?:here\b|this is\b)[^\n]{0,80}:[ \t*]*\n\s*", re.I
 )
+SAME_MARKS = {"'": "['’‘]", "’": "['’‘]", "‘": "['’‘]", '"': '["“”]', "“": '["“”]', "”": '["“”]'}
 QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
@@ -114,6 +115,16 @@ def alone(text: str) -> str:
 def words(text: str) -> list[str]:
     """Lower-cased runs of ASCII letters and digits, as the rouge-score package counts them."""
     return WORD.findall(text.lower())
+
+
+def find_quote(quote: str, documents: Sequence[str]) -> tuple[int, int, int] | None:
+    """The document in which a quote stands, and where: spacing, case and kinds of quotation marks aside."""
+    words = ["".join(SAME_MARKS.get(mark, re.escape(mark)) for mark in word) for word in quote.split()]
+    pattern = re.compile(r"\s+".join(words), re.I)
+    for number, text in enumerate(documents):
+        if words and (found := pattern.search(text)):
+            return number, found.start(), found.end()
+    return None
 
 
 def terms(text: str) -> list[str]:

@@ -20,7 +20,7 @@ LAYERS = [
     {"cleaning", "documents"},
     {"shapes"},
     {"banks", "dedupe", "export", "seeds", "store"},
-    {"codebooks", "teachers"},
+    {"codebooks", "teachers", "verifiers"},
     {"stages", "terms"},
     {"config"},
     {"manifest", "programs"},
