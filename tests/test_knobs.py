@@ -18,7 +18,7 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Messages, Retrieval, ShareGPT, Text
+from kdgen.export import Alpaca, Messages, PromptOnly, Retrieval, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
@@ -42,6 +42,7 @@ from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.transcript import Transcript
+from kdgen.stages.verify import Verify
 from kdgen.stages.write import Write
 from kdgen.teachers.base import Call, Params
 from kdgen.teachers.bill import Bill, Budget
@@ -248,6 +249,12 @@ CASCADE = {**LABEL, "teachers": {**MODELS, "teacher": {"provider": "cascade", "o
 TWO = {"teacher": {**MODELS["one"], "model": "none"}, "one": MODELS["one"]}
 BOTH = {"stages": [{**SAMPLE["stages"][0], "among": ["teacher", "one"]}], "teachers": TWO}
 MERGED = {"stages": [{**BOTH["stages"][0], "pick": "merge", "merge": "label/merge"}], "teachers": TWO}
+VERIFY: dict[str, Any] = {
+    "stages": [ANSWERED, {"stage": "feedback", "method": "verify", "verifier": {"type": "exact"}}]
+}
+DRAWN = {**SAMPLE["stages"][0], "prompt": "label/rationale", "pick": "verify", "verifier": {"type": "exact"}}
+PROMPTED = {**VERIFY, "export": {"format": "prompt"}}
+V = "stages.1."
 S, T = "stages.0.", "teachers.teacher."
 # (piece, base recipe, {field: what --set makes of it}); a list of several settings flips them together.
 KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
@@ -344,6 +351,38 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "pick": S + "pick=gold",
             "keep": S + "keep=1",
             "reasons": S + "reasons=true",
+            "distinct": S + "distinct=true",
+        },
+    ),
+    (
+        Sample,
+        {"stages": [DRAWN]},
+        {
+            "verifier": S + "verifier={type: regex, pattern: it}",
+            "spec_from": "stages.0={stage: label, method: sample, prompt: label/rationale, pick: verify, spec_from: q}",
+        },
+    ),
+    (
+        Verify,
+        VERIFY,
+        {
+            "to": V + "to=nobody",
+            "params": V + "params.temperature=1",
+            "banks": V + "banks={system: systems}",
+            "lists": V + "lists={rules: principles}",
+            "verifier": V + "verifier={type: regex, pattern: it}",
+            "spec_from": "stages.1={stage: feedback, method: verify, spec_from: q}",
+            "name_as": V + "name_as=other",
+            "at_least": V + "at_least=1",
+        },
+    ),
+    (
+        PromptOnly,
+        PROMPTED,
+        {
+            "gold_as": "export.gold_as=solution",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=drop",
         },
     ),
     (Sample, VOTED, {"least_share": S + "least_share=1"}),

@@ -38,6 +38,7 @@ CASES: list[tuple[Any, str, str, bool | None]] = [
     ({"type": "math"}, "<think>\\boxed{3}</think>It is \\boxed{4}", "4", True),
     ({"type": "math"}, "Twelve.\n#### 1,234", "1234", True),
     ({"type": "math"}, "Answer: 7 apples", "7", True),
+    ({"type": "math"}, "Answer: 84 pens", "84", True),
     ({"type": "math"}, "Answer: sqrt(2)*pi", r"\pi\sqrt2", True),
     ({"type": "math"}, r"\boxed{1} and \boxed{-2}", "-2, 1", True),
     ({"type": "math"}, r"First \boxed{1}. So in the end it is \boxed{2}", "2", True),

@@ -7,9 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
+from kdgen.export.prompt import PromptOnly
 from kdgen.export.retrieval import Retrieval
 
-AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text | Retrieval, Field(discriminator="format")]
-FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval")
+AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text | Retrieval | PromptOnly, Field(discriminator="format")]
+FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "prompt")
 
-__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "Retrieval", "ShareGPT", "Text"]
+__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "PromptOnly", "Retrieval", "ShareGPT", "Text"]

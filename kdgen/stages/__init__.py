@@ -25,6 +25,7 @@ from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.transcript import Transcript
+from kdgen.stages.verify import Verify
 from kdgen.stages.write import Write
 
 FAMILIES = ("label", "expand", "curate", "feature", "feedback", "self")
@@ -58,7 +59,8 @@ AnyStage = Annotated[
     | Annotated[Grade, Tag("curate/grade")]
     | Annotated[RoundTrip, Tag("curate/round-trip")]
     | Annotated[Dialogue, Tag("curate/dialogue")]
-    | Annotated[OssInstruct, Tag("curate/oss-instruct")],
+    | Annotated[OssInstruct, Tag("curate/oss-instruct")]
+    | Annotated[Verify, Tag("feedback/verify")],
     Discriminator(_which),
 ]
 
@@ -85,6 +87,7 @@ METHODS = (
     "curate/round-trip",
     "curate/dialogue",
     "curate/oss-instruct",
+    "feedback/verify",
 )
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]

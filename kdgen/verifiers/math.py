@@ -56,7 +56,7 @@ class Math(Verifier):
         if wanted and found and verify(wanted, found, float_rounding=self.digits, timeout_seconds=None):
             return verdict_of(True, shown)
         # "7 apples" for 7: words and units that LaTeX takes for products of letters.
-        plain = not BRACKETS.search(said + right)
+        plain = not BRACKETS.search(f"{said} {right}")
         return verdict_of(plain and same_answer(said, right), shown)
 
 
