@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kdgen.export import FORMATS, Alpaca, AnyFormat, Messages, PromptOnly, Retrieval, ShareGPT, Text
+from kdgen.export import (
+    FORMATS,
+    Alpaca,
+    AnyFormat,
+    Kto,
+    Messages,
+    Preference,
+    PromptOnly,
+    Ranked,
+    Retrieval,
+    Reward,
+    ShareGPT,
+    Text,
+)
 from kdgen.record import Message, Record
 
 SAID = (Message(role="user", content="A"), Message(role="assistant", content="B"))
@@ -100,7 +113,8 @@ def test_options_that_a_format_does_not_have() -> None:
 
 
 def test_the_names_of_formats_are_complete() -> None:
-    assert {form().format for form in (Messages, Alpaca, ShareGPT, Text, Retrieval, PromptOnly)} == set(FORMATS)
+    known = (Messages, Alpaca, ShareGPT, Text, Retrieval, Preference, Kto, Ranked, Reward, PromptOnly)
+    assert {form().format for form in known} == set(FORMATS)
 
 
 def test_a_document_is_a_row_of_text_and_an_answer_is_not() -> None:
@@ -125,7 +139,7 @@ def test_a_query_and_its_document_in_the_layouts_of_retrievers() -> None:
         assert all(Retrieval(layout=layout).row(half) is None for layout in ("pair", "lists", "passages"))
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("text", "retrieval", "prompt")])
+@pytest.mark.parametrize("form", ["messages", "alpaca", "sharegpt"])
 def test_the_data_file_holds_the_rows_of_the_format(label: Callable[..., Any], tmp_path: Path, form: str) -> None:
     seed = {"messages": [{"role": turn.role, "content": turn.content} for turn in (*SAID, SAID[0])]}
     assert label("s.jsonl", json.dumps(seed), "--format", form).code == 0

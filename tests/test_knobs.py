@@ -18,7 +18,7 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Messages, PromptOnly, Retrieval, ShareGPT, Text
+from kdgen.export import Alpaca, Messages, Preference, PromptOnly, Retrieval, ShareGPT, Text
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
@@ -27,6 +27,7 @@ from kdgen.selection import Select
 from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.branch import Branch
+from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
@@ -34,6 +35,7 @@ from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
+from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase, Style
@@ -252,9 +254,13 @@ MERGED = {"stages": [{**BOTH["stages"][0], "pick": "merge", "merge": "label/merg
 VERIFY: dict[str, Any] = {
     "stages": [ANSWERED, {"stage": "feedback", "method": "verify", "verifier": {"type": "exact"}}]
 }
-DRAWN = {**SAMPLE["stages"][0], "prompt": "label/rationale", "pick": "verify", "verifier": {"type": "exact"}}
+VERIFIED = {**SAMPLE["stages"][0], "prompt": "label/rationale", "pick": "verify", "verifier": {"type": "exact"}}
 PROMPTED = {**VERIFY, "export": {"format": "prompt"}}
 V = "stages.1."
+DRAWN = {"stage": "feedback", "method": "candidates", "prompt": "label/answer", "n": 2, "own": "candidate"}
+CANDIDATES: dict[str, Any] = {"stages": [DRAWN, {"stage": "feedback", "method": "each"}]}
+AMONG = {"stages": [{**DRAWN, "own": "gold", "among": ["teacher", "one"]}, CANDIDATES["stages"][1]], "teachers": TWO}
+OWN = {"stages": [DRAWN, {"stage": "feedback", "method": "pair", "pick": "own"}], "export": {"format": "preference"}}
 S, T = "stages.0.", "teachers.teacher."
 # (piece, base recipe, {field: what --set makes of it}); a list of several settings flips them together.
 KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
@@ -356,7 +362,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (
         Sample,
-        {"stages": [DRAWN]},
+        {"stages": [VERIFIED]},
         {
             "verifier": S + "verifier={type: regex, pattern: it}",
             "spec_from": "stages.0={stage: label, method: sample, prompt: label/rationale, pick: verify, spec_from: q}",
@@ -749,6 +755,52 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "chain": S + "chain=true",
             "judge": S + "judge=nobody",
         },
+    ),
+    (
+        Candidates,
+        CANDIDATES,
+        {
+            "to": S + "to=one",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={principles: principles}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/rationale",
+            "n": S + "n=3",
+            "principles": S + "principles=principles",
+            "own": S + "own=gold",
+        },
+    ),
+    (Candidates, AMONG, {"among": S + "among=[one, teacher]", "draw": S + "draw=random"}),
+    (
+        Pair,
+        OWN,
+        {
+            "to": "stages.1.to=nobody",
+            "banks": "stages.1.banks={system: systems}",
+            "lists": "stages.1.lists={rules: principles}",
+            "params": "stages.1.params.temperature=1",
+            "pick": "stages.1.pick=all",
+            "by": "stages.1.by=truth",
+            "margin": "stages.1.margin=2",
+        },
+    ),
+    (
+        Each,
+        CANDIDATES,
+        {
+            "to": "stages.1.to=nobody",
+            "banks": "stages.1.banks={system: systems}",
+            "lists": "stages.1.lists={rules: principles}",
+            "params": "stages.1.params.temperature=1",
+            "by": "stages.1={stage: feedback, method: each, by: truth, good_from: 1}",
+            "good_from": "stages.1.good_from=1",
+            "bad_to": "stages.1={stage: feedback, method: each, good_from: 1, bad_to: 0}",
+        },
+    ),
+    (
+        Preference,
+        {**OWN, "seeds": {"path": "s.jsonl", "limit": 1}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=drop"},
     ),
     (
         Length,

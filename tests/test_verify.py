@@ -15,6 +15,8 @@ from test_programs import needs_walls
 from kdgen.errors import Rejected
 from kdgen.export import PromptOnly
 from kdgen.record import Candidate, Record, Reject
+from kdgen.stages.base import Draw
+from kdgen.stages.pair import Pair
 from kdgen.stages.verify import Verify
 from kdgen.verifiers.reward import reward
 
@@ -130,6 +132,17 @@ def test_candidates_are_scored_and_those_that_cannot_be_say_why() -> None:
     assert verified(Verify(verifier={"type": "citations"}), quoted).meta["scores"] == {"verified": 1.0}
 
 
+def test_matched_pairs_are_balanced_and_use_no_answer_twice() -> None:
+    scores = (1.0, 0.0, 1.0, 1.0, None, 0.0, 1.0)
+    many = tuple(Candidate(output=f"a{place}", score=score) for place, score in enumerate(scores))
+    stage = Pair(pick="matched")
+    (job,) = stage.plan([Record(id="r", instruction="x", candidates=many)], 0, Draw(0, "feedback/pair"))
+    rows: Any = asyncio.run(stage.run(job, Ask()))  # type: ignore[arg-type]
+    told = [[each.output for each in row.candidates] for row in rows]
+    assert len({output for pair in told for output in pair}) == 4 and len(told) == 2
+    assert all([each.score for each in row.candidates] == [1.0, 0.0] for row in rows)
+
+
 @needs_walls
 def test_draws_are_picked_by_the_tests_of_their_seed(run: Callable[..., Any]) -> None:
     sample = {"stage": "label", "method": "sample", "prompt": "label/answer", "n": 3, "pick": "verify", "keep": 1}
@@ -152,7 +165,7 @@ def test_draws_are_picked_by_the_tests_of_their_seed(run: Callable[..., Any]) ->
         ({}, "a verifier is given by the recipe or by a column of the seeds"),
         ({"verifier": {"type": "math"}, "spec_from": "q"}, "one of the two"),
         ({"verifier": {"type": "maths"}}, "maths"),
-        ({"verifier": {"type": "math"}, "to": "judge"}, "to has no effect"),
+        ({"verifier": {"type": "math"}, "to": "judge"}, "nobody is asked"),
         ({"verifier": {"type": "regex", "pattern": "("}}, "the pattern is broken"),
     ],
 )

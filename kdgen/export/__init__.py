@@ -7,10 +7,27 @@ from typing import Annotated
 from pydantic import Field
 
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
+from kdgen.export.preference import Kto, Preference, Ranked, Reward
 from kdgen.export.prompt import PromptOnly
 from kdgen.export.retrieval import Retrieval
 
-AnyFormat = Annotated[Messages | Alpaca | ShareGPT | Text | Retrieval | PromptOnly, Field(discriminator="format")]
-FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "prompt")
+AnyFormat = Annotated[
+    Messages | Alpaca | ShareGPT | Text | Retrieval | Preference | Kto | Ranked | Reward | PromptOnly,
+    Field(discriminator="format"),
+]
+FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "preference", "kto", "ranked", "reward", "prompt")
 
-__all__ = ["FORMATS", "Alpaca", "AnyFormat", "Messages", "PromptOnly", "Retrieval", "ShareGPT", "Text"]
+__all__ = [
+    "FORMATS",
+    "Alpaca",
+    "AnyFormat",
+    "Kto",
+    "Messages",
+    "Preference",
+    "PromptOnly",
+    "Ranked",
+    "Retrieval",
+    "Reward",
+    "ShareGPT",
+    "Text",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from kdgen.record import Frozen, Message, Record
+from kdgen.record import Candidate, Frozen, Message, Record
 
 
 class Format(Frozen):
@@ -23,13 +23,23 @@ class Format(Frozen):
         """The row that trainers read, or None where the record has no place in this format."""
         raise NotImplementedError
 
-    def answer(self, record: Record) -> str:
+    def answer(self, of: Record | Candidate) -> str:
         """The output, with its reasoning as `reasoning` says."""
-        if record.reasoning and self.reasoning == "fold":
-            return f"{record.reasoning}\n\nAnswer: {record.output}"
-        if record.reasoning and self.reasoning == "think":
-            return f"<think>\n{record.reasoning}\n</think>\n\n{record.output}"
-        return record.output
+        if of.reasoning and self.reasoning == "fold":
+            return f"{of.reasoning}\n\nAnswer: {of.output}"
+        if of.reasoning and self.reasoning == "think":
+            return f"<think>\n{of.reasoning}\n</think>\n\n{of.output}"
+        return of.output
+
+    def prompt(self, record: Record) -> list[dict[str, str]]:
+        """The messages before the answer: system, history, task."""
+        system = [{"role": "system", "content": record.system}] if record.system and self.system == "keep" else []
+        return [*system, *({"role": turn.role, "content": turn.content} for turn in asked(record))]
+
+    def message(self, of: Record | Candidate) -> dict[str, str]:
+        """The answer as a message."""
+        apart = {"reasoning_content": of.reasoning} if of.reasoning and self.reasoning == "apart" else {}
+        return {"role": "assistant", "content": self.answer(of), **apart}
 
 
 def asked(record: Record) -> list[Message]:
@@ -47,14 +57,7 @@ class Messages(Format):
         """System, history, task, answer."""
         if not record.instruction or not record.output:
             return None
-        turns: list[dict[str, str]] = []
-        if record.system and self.system == "keep":
-            turns.append({"role": "system", "content": record.system})
-        turns += [{"role": turn.role, "content": turn.content} for turn in asked(record)]
-        last = {"role": "assistant", "content": self.answer(record)}
-        if record.reasoning and self.reasoning == "apart":
-            last["reasoning_content"] = record.reasoning
-        return {"messages": [*turns, last]}
+        return {"messages": [*self.prompt(record), self.message(record)]}
 
 
 class Alpaca(Format):

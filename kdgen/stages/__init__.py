@@ -10,6 +10,7 @@ from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
 from kdgen.stages.branch import Branch
+from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.dialogue import Dialogue
@@ -17,6 +18,7 @@ from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
+from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase
@@ -60,7 +62,10 @@ AnyStage = Annotated[
     | Annotated[RoundTrip, Tag("curate/round-trip")]
     | Annotated[Dialogue, Tag("curate/dialogue")]
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
-    | Annotated[Verify, Tag("feedback/verify")],
+    | Annotated[Verify, Tag("feedback/verify")]
+    | Annotated[Candidates, Tag("feedback/candidates")]
+    | Annotated[Pair, Tag("feedback/pair")]
+    | Annotated[Each, Tag("feedback/each")],
     Discriminator(_which),
 ]
 
@@ -88,6 +93,9 @@ METHODS = (
     "curate/dialogue",
     "curate/oss-instruct",
     "feedback/verify",
+    "feedback/candidates",
+    "feedback/pair",
+    "feedback/each",
 )
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]

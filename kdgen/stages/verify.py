@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
 from kdgen.errors import Rejected
 from kdgen.record import Candidate, Record, Row
-from kdgen.stages.base import Ask, Stage, bad_stage, gathered
-from kdgen.teachers.base import Params
+from kdgen.stages.base import Ask, bad_stage, gathered
+from kdgen.stages.pair import Unasked
 from kdgen.verifiers import AnyVerifier, Verdict, missing_packages, read_verifier
 from kdgen.verifiers.base import Verifier
 from kdgen.verifiers.code import Tests
@@ -20,7 +20,7 @@ from kdgen.verifiers.text import JsonSchema
 SpecFrom = Annotated[str, Field(min_length=1)]
 
 
-class Verify(Stage):
+class Verify(Unasked):
     """A verifier's feedback on answers: D = {(x, y, φ(x, y)) | x ~ X, y ~ p_S(y | x)} (Xu et al., Eq. 7), φ being a rule.
 
     Each of the record's candidates, or its own output where it has none, gets the score of `verifier`, 0 to 1: a spec, or
@@ -37,25 +37,15 @@ class Verify(Stage):
     name_as: str = Field("verified", pattern=r"^[a-z][a-z0-9_]*$")
     at_least: float | None = Field(None, gt=0, le=1)
 
-    gives: ClassVar[dict[str, frozenset[str]]] = {}
-
-    @property
-    def roles(self) -> set[str]:
-        """Nobody is asked."""
-        return set()
-
     @property
     def executes(self) -> bool:  # type: ignore[override]
         """Whether it runs programs, as a verifier of the seeds may."""
         return runs_programs(self.verifier, self.spec_from)
 
     def check(self, where: str) -> None:
-        """One source of verifiers, whose packages are there; nothing that only a teacher would heed."""
+        """One source of verifiers, whose packages are there."""
         super().check(where)
         check_source(self.verifier, self.spec_from, where)
-        asked = {"to": "teacher", "params": Params(), "banks": {}, "lists": {}}
-        if idle := next((name for name, unset in asked.items() if getattr(self, name) != unset), ""):
-            raise bad_stage(f"{idle} has no effect: a verifier asks no model", f"{where}.{idle}", "take it out")
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """No call; programs where the verifier has tests."""

@@ -1,0 +1,81 @@
+"""Rows for preference tuning and reward models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from kdgen.export.chat import Format
+from kdgen.record import Record
+
+
+class Preference(Format):
+    """`{"prompt": [message, …], "chosen": [message], "rejected": [message], "score_chosen", "score_rejected", "chosen_model",
+    "rejected_model"}`: TRL's DPO, ORPO, CPO and reward trainers, which leave the last four alone. A score is null where
+    nobody scored.
+    """
+
+    format: Literal["preference"] = "preference"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """The pair, where the record is one: two candidates, the chosen one first."""
+        if not record.instruction or len(record.candidates) != 2:
+            return None
+        chosen, rejected = record.candidates
+        return {
+            "prompt": self.prompt(record),
+            "chosen": [self.message(chosen)],
+            "rejected": [self.message(rejected)],
+            "score_chosen": chosen.score,
+            "score_rejected": rejected.score,
+            "chosen_model": chosen.writer,
+            "rejected_model": rejected.writer,
+        }
+
+
+class Kto(Format):
+    """`{"prompt": [message, …], "completion": [message], "label": true | false}`: TRL's and Axolotl's KTO."""
+
+    format: Literal["kto"] = "kto"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """The answer and its label, where it has one (`feedback/each` with `good_from`)."""
+        label = record.meta.get("label")
+        if not record.instruction or not record.output or not isinstance(label, bool):
+            return None
+        return {"prompt": self.prompt(record), "completion": [self.message(record)], "label": label}
+
+
+class Ranked(Format):
+    """`{"prompt": [message, …], "responses": [text, …], "scores": […], "models": […]}`, best first: RRHF, PRO, listwise DPO."""
+
+    format: Literal["ranked"] = "ranked"
+    reasoning: Literal["drop", "fold", "think"] = "drop"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """The candidates that have a score, where there are two at least."""
+        scored = sorted((-each.score, place) for place, each in enumerate(record.candidates) if each.score is not None)
+        if not record.instruction or len(scored) < 2:
+            return None
+        best = [record.candidates[place] for _, place in scored]
+        return {
+            "prompt": self.prompt(record),
+            "responses": [self.answer(each) for each in best],
+            "scores": [each.score for each in best],
+            "models": [each.writer for each in best],
+        }
+
+
+class Reward(Format):
+    """`{"prompt": [message, …], "completion": [message], "score", "scores": {name: number | null}}`: one answer and what it is
+    worth, for reward models that learn a number (HelpSteer's form).
+    """
+
+    format: Literal["reward"] = "reward"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """The answer, where it has a score."""
+        score, scores = record.meta.get("score"), record.meta.get("scores")
+        if not record.instruction or not record.output or not isinstance(score, int | float):
+            return None
+        named = scores if isinstance(scores, dict) else {}
+        return {"prompt": self.prompt(record), "completion": [self.message(record)], "score": score, "scores": named}
