@@ -22,6 +22,7 @@ PYTHON = ("python", "python3", "py", "")
 LEAD_IN = re.compile(
     r"\A(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,20}\s+)?(?:here\b|this is\b)[^\n]{0,80}:[ \t*]*\n\s*", re.I
 )
+SAME_MARKS = {"'": "['’‘]", "’": "['’‘]", "‘": "['’‘]", '"': '["“”]', "“": '["“”]', "”": '["“”]'}
 QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
@@ -116,6 +117,16 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+def find_quote(quote: str, documents: Sequence[str]) -> tuple[int, int, int] | None:
+    """The document in which a quote stands, and where: spacing, case and kinds of quotation marks aside."""
+    words = ["".join(SAME_MARKS.get(mark, re.escape(mark)) for mark in word) for word in quote.split()]
+    pattern = re.compile(r"\s+".join(words), re.I)
+    for number, text in enumerate(documents):
+        if words and (found := pattern.search(text)):
+            return number, found.start(), found.end()
+    return None
+
+
 def terms(text: str) -> list[str]:
     """Lower-cased runs of letters and digits of any script: what a text says, its spacing and punctuation aside."""
     return TERM.findall(text.lower())
@@ -158,6 +169,11 @@ WORD = re.compile(r"[a-z0-9]+")
 TERM = re.compile(r"[^\W_]+")
 BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+# The left side of an equation of numbers, up to its sign; what follows that; what makes it a calculation.
+TERMS = re.compile(r"[\d\s.,$()+*/^-]+\Z")
+VALUE = re.compile(r"\s*[-$]?\s?[\d.,]*\d")
+OPERATION = re.compile(r"\d\W*[+*/^-]")
+SHOWN_PATH = 20_000
 TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]")
 OPERATORS = frozenset("+-*/^<>≤≥≠√!~")
 
@@ -185,6 +201,17 @@ def same_answer(left: str, right: str) -> bool:
     more, less = ours - theirs, theirs - ours
     told_apart = (more and less) or any(token in OPERATORS for token in (*more, *less))
     return not told_apart and _value(numbers[0][0]) == _value(numbers[1][0])
+
+
+def calculations(text: str) -> tuple[str, ...]:
+    """What a text calculates, in order: its equations of numbers (`12*7=84`), or its words where it has none."""
+    plain = text.replace("×", "*").replace("\\times", "*").replace("\\cdot", "*").replace("÷", "/").replace("−", "-")
+    parts, found = plain[:SHOWN_PATH].split("="), []
+    for left, right in pairwise(parts):
+        left_side, value = TERMS.search(left[-200:]), VALUE.match(right[:60])
+        if left_side and value and OPERATION.search(left_side[0]):
+            found.append(re.sub(r"[\s,$()]+", "", f"{left_side[0].lstrip('.,-')}={value[0]}"))
+    return tuple(found) or tuple(words(text))
 
 
 def _plain(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from server import write_seeds
 
-from kdgen.stages.cite import _find
+from kdgen.parse import find_quote
 
 CITE = {"stage": "curate", "method": "cite", "prompt": "curate/cited"}
 ANSWER = r'{"evidence": ["Fact number \1 is"], "reasoning": "It says so.", "response": "It is so, \1."}'
@@ -57,9 +57,9 @@ def test_a_quote_is_kept_as_the_source_has_it() -> None:
         ('"It’s the', "“It’s\nTHE"),
         ("(a+b) left", "(a+b) left"),
     ]:
-        number, start, end = _find(quote, ["", text]) or (0, 0, 0)
+        number, start, end = find_quote(quote, ["", text]) or (0, 0, 0)
         assert (number, text[start:end]) == (1, found)
-    assert _find("It is the end", [text]) is None and _find("  ", [text]) is None
+    assert find_quote("It is the end", [text]) is None and find_quote("  ", [text]) is None
 
 
 def test_distractors_are_others_and_the_document_is_anywhere_among_them(cite: Made) -> None:

@@ -25,6 +25,7 @@ from kdgen.export import (
     Kto,
     Messages,
     Preference,
+    PromptOnly,
     Ranked,
     Retrieval,
     Reward,
@@ -64,6 +65,7 @@ from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.star import Star
 from kdgen.stages.steps import Steps
 from kdgen.stages.transcript import Transcript
+from kdgen.stages.verify import Verify
 from kdgen.stages.write import Write
 from kdgen.teachers.base import Call, Params
 from kdgen.teachers.bill import Bill, Budget
@@ -346,6 +348,12 @@ CASCADE = {**LABEL, "teachers": {**MODELS, "teacher": {"provider": "cascade", "o
 TWO = {"teacher": {**MODELS["one"], "model": "none"}, "one": MODELS["one"]}
 BOTH = {"stages": [{**SAMPLE["stages"][0], "among": ["teacher", "one"]}], "teachers": TWO}
 MERGED = {"stages": [{**BOTH["stages"][0], "pick": "merge", "merge": "label/merge"}], "teachers": TWO}
+VERIFY: dict[str, Any] = {
+    "stages": [ANSWERED, {"stage": "feedback", "method": "verify", "verifier": {"type": "exact"}}]
+}
+VERIFIED = {**SAMPLE["stages"][0], "prompt": "label/rationale", "pick": "verify", "verifier": {"type": "exact"}}
+PROMPTED = {**VERIFY, "export": {"format": "prompt"}}
+V = "stages.1."
 DRAWN = {"stage": "feedback", "method": "candidates", "prompt": "label/answer", "n": 2, "own": "candidate"}
 CANDIDATES: dict[str, Any] = {"stages": [DRAWN, {"stage": "feedback", "method": "each"}]}
 AMONG = {"stages": [{**DRAWN, "own": "gold", "among": ["teacher", "one"]}, CANDIDATES["stages"][1]], "teachers": TWO}
@@ -505,6 +513,38 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "keep": S + "keep=1",
             "reasons": S + "reasons=true",
             "plain": S + "plain=true",
+            "distinct": S + "distinct=true",
+        },
+    ),
+    (
+        Sample,
+        {"stages": [VERIFIED]},
+        {
+            "verifier": S + "verifier={type: regex, pattern: it}",
+            "spec_from": "stages.0={stage: label, method: sample, prompt: label/rationale, pick: verify, spec_from: q}",
+        },
+    ),
+    (
+        Verify,
+        VERIFY,
+        {
+            "to": V + "to=nobody",
+            "params": V + "params.temperature=1",
+            "banks": V + "banks={system: systems}",
+            "lists": V + "lists={rules: principles}",
+            "verifier": V + "verifier={type: regex, pattern: it}",
+            "spec_from": "stages.1={stage: feedback, method: verify, spec_from: q}",
+            "name_as": V + "name_as=other",
+            "at_least": V + "at_least=1",
+        },
+    ),
+    (
+        PromptOnly,
+        PROMPTED,
+        {
+            "gold_as": "export.gold_as=solution",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=drop",
         },
     ),
     (Sample, VOTED, {"least_share": S + "least_share=1"}),

@@ -28,9 +28,15 @@ LAYERS = [
     {"filters", "prompts", "readers", "selection", "yamls"},
     {"cleaning", "documents"},
     {"shapes"},
+<<<<<<< HEAD
     {"banks", "dedupe", "seeds", "store"},
     {"codebooks", "rubrics", "teachers"},
     {"export", "stages", "terms"},
+=======
+    {"banks", "dedupe", "export", "seeds", "store"},
+    {"codebooks", "teachers", "verifiers"},
+    {"stages", "terms"},
+>>>>>>> 3b482a710dd893e56f5c2728c7bd541e3b0dec4b
     {"config"},
     {"manifest", "programs"},
     {"asking"},

@@ -36,7 +36,8 @@ OnBad = Annotated[
     str | None, typer.Option("--on-bad-seed", metavar="fail|skip", help="A row that is no seed: stop, or reject it.")
 ]
 Form = Annotated[
-    str | None, typer.Option("--format", "-f", metavar="FORMAT", help="messages, alpaca, sharegpt, text or retrieval.")
+    str | None,
+    typer.Option("--format", "-f", metavar="FORMAT", help="messages, alpaca, sharegpt, text, retrieval or prompt."),
 ]
 LedgerOpt = Annotated[
     str, typer.Option("--ledger", envvar="KDGEN_LEDGER", metavar="PATH", help="The file that keeps every paid reply.")

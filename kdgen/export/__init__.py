@@ -10,11 +10,24 @@ from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
 from kdgen.export.critiques import Critique
 from kdgen.export.edits import Edits
 from kdgen.export.preference import Kto, Preference, Ranked, Reward
+from kdgen.export.prompt import PromptOnly
 from kdgen.export.retrieval import Retrieval
 from kdgen.export.stepwise import Stepwise
 
 AnyFormat = Annotated[
-    Messages | Alpaca | ShareGPT | Text | Retrieval | Critique | Edits | Kto | Preference | Ranked | Reward | Stepwise,
+    Messages
+    | Alpaca
+    | ShareGPT
+    | Text
+    | Retrieval
+    | Critique
+    | Edits
+    | Kto
+    | Preference
+    | Ranked
+    | Reward
+    | PromptOnly
+    | Stepwise,
     Field(discriminator="format"),
 ]
 FORMATS = (
@@ -29,6 +42,7 @@ FORMATS = (
     "preference",
     "ranked",
     "reward",
+    "prompt",
     "stepwise",
 )
 
@@ -41,6 +55,7 @@ __all__ = [
     "Kto",
     "Messages",
     "Preference",
+    "PromptOnly",
     "Ranked",
     "Retrieval",
     "Reward",

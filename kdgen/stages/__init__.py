@@ -33,6 +33,7 @@ from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.star import Star
 from kdgen.stages.steps import Steps
 from kdgen.stages.transcript import Transcript
+from kdgen.stages.verify import Verify
 from kdgen.stages.write import Write
 
 FAMILIES = ("label", "expand", "curate", "feature", "feedback", "self")
@@ -67,6 +68,7 @@ AnyStage = Annotated[
     | Annotated[RoundTrip, Tag("curate/round-trip")]
     | Annotated[Dialogue, Tag("curate/dialogue")]
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
+    | Annotated[Verify, Tag("feedback/verify")]
     | Annotated[Candidates, Tag("feedback/candidates")]
     | Annotated[Judge, Tag("feedback/judge")]
     | Annotated[Pair, Tag("feedback/pair")]
@@ -102,6 +104,7 @@ METHODS = (
     "curate/round-trip",
     "curate/dialogue",
     "curate/oss-instruct",
+    "feedback/verify",
     "feedback/candidates",
     "feedback/judge",
     "feedback/pair",

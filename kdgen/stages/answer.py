@@ -67,15 +67,16 @@ class Rationale(Stage):
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call; a reply without a rationale and an `Answer:` line after it is invalid."""
-        reply = await ask(self.prompt, history=job.history, check=reasoned, **task_variables(job))
+        gold = final_answer(job.output)
+        reply = await ask(self.prompt, history=job.history, check=reasoned, gold=gold, **task_variables(job))
         rationale, answer = split_answer(split_thinking(reply.text)[1])
         meta = compared(job, answer, same_answer, reject=self.on_disagree == "reject")
         content = {**asked_of(job), "output": answer, "reasoning": rationale, "finish": reply.finish}
         return [self.child(job, reply, writes=("reasoning", "output"), meta=meta, **content)]
 
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
-        """A rationale and an answer."""
-        return f"{words(0)}\nAnswer: {words(2)}"
+        """A rationale and an answer, the gold one where there is one."""
+        return f"{words(0)}\nAnswer: {variables.get('gold') or words(2)}"
 
 
 def compared(job: Record, answer: str, same: Callable[[str, str], bool], *, reject: bool) -> dict[str, JsonValue]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
 from kdgen.banks import BankFile
 from kdgen.errors import Rejected
-from kdgen.parse import split_thinking
-from kdgen.prompts import PromptFile
+from kdgen.parse import final_answer, split_thinking
+from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Candidate, Record, Row, score
 from kdgen.stages.answer import TASK, asked_of, task_variables
 from kdgen.stages.base import Ask, Draw, Stage, bad_stage, gathered
@@ -121,7 +121,8 @@ class Candidates(Stage):
         role, id = drawn[number]
         before = [each for each, _ in drawn[:number]].count(role)
         told = dict(self.principles.entry(id).texts) if self.principles else {}
-        shown: dict[str, Any] = {"principle": told, **task_variables(job)}
+        shown: dict[str, Any] = {"principle": told, "gold": "" if number % 2 else final_answer(job.output)}
+        shown |= task_variables(job)
         reply = await ask(self.prompt, to=role, nth=before, history=job.history, **shown)
         thinking, text = split_thinking(reply.text)
         if not text:
@@ -134,3 +135,7 @@ class Candidates(Stage):
             calls=tuple(ask.calls),
             notes={"principle": id} if id else {},
         )
+
+    def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
+        """An answer; every other one is the record's own, so that a verifier tells them apart."""
+        return f"{words(0)}\nAnswer: {variables['gold']}" if variables["gold"] else words(0)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from kdgen.errors import Rejected
+from kdgen.parse import find_quote
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.base import Ask, Draw, Pool, Stage, bad_stage
 from kdgen.teachers.base import Reply
-
-SAME_MARKS = {"'": "['’‘]", "’": "['’‘]", "‘": "['’‘]", '"': '["“”]', "“": '["“”]', "”": '["“”]'}
 
 
 class Cited(BaseModel):
@@ -109,7 +107,7 @@ class Cite(Stage):
             raise Rejected("answered_without_document", said.evidence[0][:200])
         if own is not None and not said.evidence:
             raise Rejected("unanswered", said.response[:200])
-        places = list(dict.fromkeys(place for quote in said.evidence if (place := _find(quote, seen))))
+        places = list(dict.fromkeys(place for quote in said.evidence if (place := find_quote(quote, seen))))
         if own is not None and not any(number == own for number, *_ in places):
             raise Rejected("cites_a_distractor", said.evidence[0][:200])
         quotes = [(number + 1 - unseen, start, seen[number][start:end]) for number, start, end in places]
@@ -138,19 +136,9 @@ class Cite(Stage):
         for quote in Cited.model_validate_json(reply.text).evidence:
             if len(quote.split()) < self.quote_words:
                 return f"the quote {quote[:100]!r} has fewer than {self.quote_words} words"
-            if not _find(quote, documents):
+            if not find_quote(quote, documents):
                 return f"the quote {quote[:100]!r} does not stand in the documents word for word"
         return None
-
-
-def _find(quote: str, documents: Sequence[str]) -> tuple[int, int, int] | None:
-    """The document in which a quote stands, and where: spacing, case and kinds of quotation marks aside."""
-    words = ["".join(SAME_MARKS.get(mark, re.escape(mark)) for mark in word) for word in quote.split()]
-    pattern = re.compile(r"\s+".join(words), re.I)
-    for number, text in enumerate(documents):
-        if words and (found := pattern.search(text)):
-            return number, found.start(), found.end()
-    return None
 
 
 def _numbered(texts: Sequence[str]) -> str:

@@ -15,12 +15,10 @@ from kdgen.record import Record, Row, digest
 from kdgen.stages.base import Ask, Draw, Stage
 from kdgen.stages.write import EMPTY
 from kdgen.teachers.base import Reply
+from kdgen.verifiers.code import ASSERT, ending, failure
 
 SECTION = re.compile(r"^[ \t#*]*\[?(problem|solution|tests)\]?[ \t:*]*$", re.I | re.M)
 SECTIONS = ("problem", "solution", "tests")
-ASSERT = re.compile(r"^[ \t]*assert\b", re.M)
-# The solution is a module, so that what it does when it is run by hand (`if __name__ == …`) is left undone.
-IMPORT = "import solution\nglobals().update({n: v for n, v in vars(solution).items() if not n.startswith('__')})\n"
 
 
 class OssInstruct(Stage):
@@ -84,19 +82,10 @@ class OssInstruct(Stage):
 
     async def _tested(self, solution: str, tests: str, ask: Ask) -> tuple[str, str] | None:
         """Why a solution and its tests cannot stand, if so."""
-        # Printed last, and not to be known beforehand: a program that ends before its tests do has not passed them.
+        if wrong := await failure(solution, tests, ask.execute):
+            return wrong
         word = digest(solution, tests)
-        program = f"{tests}\n\nprint({word!r})\n"
-        end = await ask.execute(IMPORT + program, files={"solution.py": solution + "\n"}, guess=word)
-        if end.reason != "ok":
-            said = end.stderr.strip().splitlines() or [""]
-            if said[-1].startswith("AssertionError"):
-                which = next((line.strip() for line in reversed(said) if ASSERT.match(line)), end.why)
-                return "tests_failed", which[:300]
-            return f"program_{end.reason}", end.why
-        if end.stdout.strip().split("\n")[-1] != word:
-            return "tests_not_run", "the program ended before its tests did"
-        alone = await ask.execute(program)
+        alone = await ask.execute(ending(tests, word))
         passed = alone.reason == "ok" and alone.stdout.strip().endswith(word)
         return ("tests_check_nothing", "they pass without the solution") if passed else None
 

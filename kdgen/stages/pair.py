@@ -62,8 +62,10 @@ class Pair(Unasked):
     Eq. 7) as a preference y⁺ ≻ y⁻.
 
     `pick` says which. `best-worst`: the highest score and the lowest (Self-Rewarding, arXiv 2401.10020; Magpie, arXiv
-    2406.08464). `best-random`: the highest, and one drawn of those below it (Zephyr, arXiv 2310.16944). `all`: every two.
-    `own`: the record's own answer is better than each other, whatever its score (SPIN, arXiv 2401.01335). The score is
+    2406.08464). `best-random`: the highest, and one drawn of those below it (Zephyr, arXiv 2310.16944). `matched`: the
+    highest with the lowest, the next with the next, as long as they differ, so that none is in two pairs and as many are
+    chosen as rejected (V-STaR's right and wrong solutions, arXiv 2402.06457). `all`: every two. `own`: the record's own
+    answer is better than each other, whatever its score (SPIN, arXiv 2401.01335). The score is
     the candidate's `score`, or the one named `by`. Two whose scores are equal, or less than `margin` apart, or whose
     texts are the same, are no pair; of equals at the top or the bottom one is drawn. A row's `candidates` are the chosen
     one and the rejected one, with all their scores; its output is the chosen one's.
@@ -71,7 +73,7 @@ class Pair(Unasked):
 
     stage: Literal["feedback"] = "feedback"
     method: Literal["pair"] = "pair"
-    pick: Literal["best-worst", "best-random", "all", "own"] = "best-worst"
+    pick: Literal["best-worst", "best-random", "matched", "all", "own"] = "best-worst"
     by: str | None = None
     margin: float = Field(0.0, ge=0)
 
@@ -104,6 +106,10 @@ class Pair(Unasked):
         if self.pick == "best-worst":
             low = self._value(ranked[-1])
             return [self._row(job, best, next(each for each in found if self.value(each) == low and each is not best))]
+        if self.pick == "matched":
+            ends = list(zip(ranked, reversed(ranked), strict=True))[: len(ranked) // 2]
+            apart = [pair for pair in ends if self._value(pair[0]) > self._value(pair[1])]
+            return [self._row(job, *pair) for pair in apart or ends[:1]]
         below = [each for each in found if each is not best and self.value(each) is not None]
         fits = [each for each in below if self._wrong(best, each) is None]
         return [self._row(job, best, (fits or below)[0])]

@@ -9,12 +9,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kdgen.errors import Rejected
-from kdgen.parse import bare, final_answer, same_answer, split_answer, split_thinking
+from kdgen.parse import bare, calculations, final_answer, same_answer, split_answer, split_thinking
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, asked_of, task_variables
 from kdgen.stages.base import Ask, Stage, bad_stage, gathered
+from kdgen.stages.verify import check_source, runs_programs, shortfall, spec_of
 from kdgen.teachers.base import Reply
+from kdgen.verifiers import AnyVerifier, Verdict
+from kdgen.verifiers.base import Verifier
 
 
 class Grade(BaseModel):
@@ -37,6 +40,7 @@ class Drawn:
     answer: str
     grade: Reply | None = None
     score: int = 0
+    verdict: Verdict | None = None
 
 
 class Sample(Stage):
@@ -45,9 +49,16 @@ class Sample(Stage):
     `pick` says which are good. `gold`: those whose final answer is the record's (rejection sampling; Fine-tune-CoT, arXiv
     2212.10071; RFT, arXiv 2308.01825). `vote`: those of the answer that most draws give, at least `least_share` of
     them (self-consistency, arXiv 2203.11171). `judge`: those that a judge grades highest, at least `least_score`
+<<<<<<< HEAD
     (best-of-n). `all`: every draw (traces; OpenThoughts, arXiv 2506.04178, takes 16 a question). Of what is as good,
     the earlier draw is kept; each draw that is not is a reject with its reason. `reasons` keeps none without reasoning;
     `plain` adds a row with the answer of the best draw alone, so that a student learns both forms (LMSI, arXiv 2210.11610).
+=======
+    (best-of-n). `verify`: those that pass a verifier (ReST-EM, arXiv 2312.06585), from `verifier` or the seed's column
+    `spec_from`, as in feedback/verify. `all`: every draw (traces; OpenThoughts, arXiv 2506.04178, takes 16 a question). Of
+    what is as good, the earlier draw is kept; each draw that is not is a reject with its reason. `reasons` keeps none without
+    reasoning, `distinct` none that calculates what an earlier good one does, in its order (RFT's distinct paths).
+>>>>>>> 3b482a710dd893e56f5c2728c7bd541e3b0dec4b
     `merge`: the judge makes one answer of all draws, by the prompt `merge`. The teachers of `among` take the draws in turn
     (several teachers a task: TinyLLM, arXiv 2402.04616; a pool has each task answered by one of them).
     """
@@ -57,10 +68,16 @@ class Sample(Stage):
     prompt: PromptFile
     n: int = Field(4, ge=1, le=1024)
     among: tuple[str, ...] = ()
-    pick: Literal["all", "gold", "vote", "judge", "merge"] = "vote"
+    pick: Literal["all", "gold", "vote", "judge", "merge", "verify"] = "vote"
     keep: int | None = Field(None, ge=1)
     reasons: bool = False
+<<<<<<< HEAD
     plain: bool = False
+=======
+    distinct: bool = False
+    verifier: AnyVerifier | None = None
+    spec_from: str | None = None
+>>>>>>> 3b482a710dd893e56f5c2728c7bd541e3b0dec4b
     least_share: float = Field(0.5, ge=0, le=1)
     least_score: int = Field(1, ge=1, le=10)
     grade: PromptFile | None = None
@@ -83,6 +100,11 @@ class Sample(Stage):
         """The judge, whose grade has a schema."""
         return {self.judge} if self.pick == "judge" else set()
 
+    @property
+    def executes(self) -> bool:  # type: ignore[override]
+        """Whether a verifier runs the programs that are drawn."""
+        return self.pick == "verify" and runs_programs(self.verifier, self.spec_from)
+
     def check(self, where: str) -> None:
         """A judge needs its prompt, and what belongs to one way to pick has no effect on another."""
         super().check(where)
@@ -90,14 +112,22 @@ class Sample(Stage):
             raise bad_stage("a judge and its prompt go together", f"{where}.grade", "pick: judge, grade: label/grade")
         if (self.pick == "merge") != (self.merge is not None):
             raise bad_stage("a merge and its prompt go together", f"{where}.merge", "pick: merge, merge: label/merge")
+        if self.pick == "verify":
+            check_source(self.verifier, self.spec_from, where)
         owners = {"least_share": ("vote",), "least_score": ("judge",), "judge": ("judge", "merge")}
+        owners |= {"verifier": ("verify",), "spec_from": ("verify",)}
         for field, owned in owners.items():
             if field in self.model_fields_set and self.pick not in owned:
                 raise bad_stage(f"{field} has no effect on pick: {self.pick}", f"{where}.{field}", f"pick: {owned[0]}")
+<<<<<<< HEAD
         if self.pick == "merge" and self.keep is not None:
             raise bad_stage("a merge makes one row", f"{where}.keep", "take it out")
         if self.pick == "merge" and self.plain:
             raise bad_stage("plain has no effect on pick: merge", f"{where}.plain", "take it out")
+=======
+        if self.pick == "merge" and (idle := "keep" if self.keep is not None else "distinct" if self.distinct else ""):
+            raise bad_stage("a merge makes one row", f"{where}.{idle}", "take it out")
+>>>>>>> 3b482a710dd893e56f5c2728c7bd541e3b0dec4b
         if self.among and "to" in self.model_fields_set:
             raise bad_stage("to has no effect where among says who is asked", f"{where}.to", "take it out")
         if len(set(self.among)) < len(self.among) or len(self.among) > self.n:
@@ -111,8 +141,11 @@ class Sample(Stage):
         gold = final_answer(job.output) if job.output else ""
         if self.pick == "gold" and not gold:
             raise Rejected("no_gold", "the record has no answer to compare with")
+        spec = spec_of(job, self.verifier, self.spec_from) if self.pick == "verify" else None
+        if spec is not None and spec.needs_gold and not gold:
+            raise Rejected("no_gold", "the record has no answer to compare with")
         asks = [ask.fork() for _ in range(self.n)]
-        found = await gathered([self._draw(job, each, number) for number, each in enumerate(asks)])
+        found = await gathered([self._draw(job, each, number, spec, gold) for number, each in enumerate(asks)])
         ask.calls += [call for each in asks for call in each.calls]
         drawn = [each for each in found if isinstance(each, Drawn)]
         if self.pick == "merge":
@@ -120,6 +153,8 @@ class Sample(Stage):
             return [await self._merged(job, drawn, ask), *(self._lost(job, fate, own) for fate, own in lost)]
         meta, fates = self._judged(drawn, gold)
         good = sorted((each for each in drawn if each.number not in fates), key=lambda each: -each.score)
+        if self.distinct:
+            good = _distinct(good, fates)
         for each in good[self.keep or self.n :]:
             fates[each.number] = ("over_keep", f"{self.keep} draws were as good or better")
         rows: list[Row] = []
@@ -127,7 +162,7 @@ class Sample(Stage):
             if isinstance(came, Rejected):
                 rows.append(self._lost(job, came, own))
                 continue
-            row = self._row(job, came, gold, {**meta, "nth": came.number})
+            row = self._row(job, came, gold, {**meta, "nth": came.number}, spec)
             rows.append(row.rejected(self.name, *fates[came.number]) if came.number in fates else row)
         if self.plain and good and good[0].reasoning:
             bare_one = replace(good[0], reasoning="", output=good[0].answer)
@@ -157,18 +192,22 @@ class Sample(Stage):
         meta: dict[str, JsonValue] = {"merged": merged, **({"gold": job.output} if job.output else {})}
         return self.child(job, *(each.reply for each in drawn), reply, writes=("output",), meta=meta, **content)
 
-    def _row(self, job: Record, drawn: Drawn, gold: str, meta: dict[str, JsonValue]) -> Record:
+    def _row(self, job: Record, drawn: Drawn, gold: str, meta: dict[str, JsonValue], spec: Verifier | None) -> Record:
+        if spec is not None and drawn.verdict is not None:
+            meta = {**meta, "verifier": spec.model_dump(mode="json"), "scores": {"verified": drawn.verdict.score}}
         if gold:
-            meta = {**meta, "gold": gold, "agrees": same_answer(drawn.answer, gold)}
+            meta = {**meta, "gold": gold}
+        if gold and spec is None:
+            meta = {**meta, "agrees": same_answer(drawn.answer, gold)}
         if drawn.grade:
             meta = {**meta, "score": drawn.score, "judge": drawn.grade.teacher}
         content = {"output": drawn.output, "reasoning": drawn.reasoning, "finish": drawn.reply.finish}
         replies = [drawn.grade, drawn.reply] if drawn.grade else [drawn.reply]
         return self.child(job, *replies, writes=("output",), meta=meta, **asked_of(job), **content)
 
-    async def _draw(self, job: Record, ask: Ask, number: int) -> Drawn:
+    async def _draw(self, job: Record, ask: Ask, number: int, spec: Verifier | None, gold: str) -> Drawn:
         to = self.among[number % len(self.among)] if self.among else None
-        reply = await ask(self.prompt, to=to, nth=number, history=job.history, **task_variables(job))
+        reply = await ask(self.prompt, to=to, nth=number, history=job.history, gold=gold, **task_variables(job))
         thinking, text = split_thinking(reply.text)
         if not text:
             raise Rejected("empty_answer", f"finish: {reply.finish}")
@@ -183,6 +222,8 @@ class Sample(Stage):
         )
         if self.reasons and not drawn.reasoning:
             raise Rejected("no_reasoning", text[:200])
+        if spec is not None:
+            return replace(drawn, verdict=await spec.verdict(drawn.output, gold, ask.execute))
         if not self.grade:
             return drawn
         shown: dict[str, Any] = {"instruction": job.task or job.text, "input": "", "system": job.system}
@@ -198,6 +239,9 @@ class Sample(Stage):
             return {}, {
                 each.number: ("disagrees_with_gold", f"{each.answer[:100]} is not {gold[:100]}") for each in wrong
             }
+        if self.pick == "verify":
+            wrong = (each for each in drawn if each.verdict is None or not each.verdict.passed)
+            return {}, {each.number: shortfall(each.verdict) for each in wrong if each.verdict is not None}
         if self.pick == "judge":
             low = (each for each in drawn if each.score < self.least_score)
             return {}, {each.number: ("low_score", f"{each.score}, {self.least_score} is the least") for each in low}
@@ -225,4 +269,17 @@ class Sample(Stage):
             return Grade(reason=words(15), score=8).model_dump_json()
         if prompt == self.merge:
             return words(0)
-        return f"{words(0)}\nAnswer: {'it is so' if self.pick == 'vote' else words(2)}"
+        right = variables.get("gold") if self.pick in ("gold", "verify") else ""
+        if self.pick == "verify" and self.executes and not right:
+            return f"```python\n# {words(0)}\nprint(1)\n```"
+        return f"{words(0)}\nAnswer: {right or ('it is so' if self.pick == 'vote' else words(2))}"
+
+
+def _distinct(good: Sequence[Drawn], fates: dict[int, tuple[str, str]]) -> list[Drawn]:
+    """The draws whose path no earlier one took; `fates` is told of the others."""
+    seen: dict[tuple[str, ...], int] = {}
+    for each in good:
+        first = seen.setdefault(calculations(f"{each.reasoning}\n{each.output}"), each.number)
+        if first != each.number:
+            fates[each.number] = ("same_path", f"it calculates what draw {first} does")
+    return [each for each in good if each.number not in fates]

@@ -1,0 +1,40 @@
+"""Rows for reinforcement learning and on-policy distillation: a prompt, and what its answers are judged by."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from kdgen.export.chat import Format, asked
+from kdgen.record import Record
+
+
+class PromptOnly(Format):
+    """`{"prompt": [{"role", "content"}, …], "answer", "verifier"}`: TRL's GRPO, RLOO and DistillationTrainer, open-r1, verl.
+
+    The record's answer is not in the row: `answer` (or `gold_as`) is the right one, `meta.gold`, and empty where there is none.
+    `verifier` is the spec of `meta.verifier` as JSON, which `kdgen.verifiers.reward.reward` reads, and is left out of rows
+    without one. Tests by cases are in `verification_info` too, as open-r1's code rewards take them.
+    """
+
+    format: Literal["prompt"] = "prompt"
+    reasoning: Literal["drop"] = "drop"
+    gold_as: Literal["answer", "solution", "ground_truth"] = "answer"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """The prompt with its verifier."""
+        if not record.instruction:
+            return None
+        turns = [{"role": "system", "content": record.system}] if record.system and self.system == "keep" else []
+        turns += [{"role": turn.role, "content": turn.content} for turn in asked(record)]
+        row: dict[str, Any] = {"prompt": turns}
+        gold, spec = record.meta.get("gold"), record.meta.get("verifier")
+        if gold or spec:
+            row[self.gold_as] = gold if isinstance(gold, str) else ""
+        if isinstance(spec, dict):
+            row["verifier"] = json.dumps(spec, ensure_ascii=False)
+            cases: Any = spec.get("cases")
+            if cases:
+                told = [{"input": case["input"], "output": case["output"], "type": "stdin_stdout"} for case in cases]
+                row["verification_info"] = {"language": "python", "test_cases": told}
+        return row
