@@ -15,9 +15,6 @@ from kdgen.export import (
     Alpaca,
     AnyFormat,
     Messages,
-    Preference,
-    PromptOnly,
-    Ranked,
     Retrieval,
     ShareGPT,
     Text,
@@ -113,8 +110,6 @@ def test_options_that_a_format_does_not_have() -> None:
 def test_the_names_of_formats_are_complete() -> None:
     union, _ = get_args(AnyFormat)
     assert sorted(form().format for form in get_args(union)) == sorted(FORMATS)
-    known = (Messages, Alpaca, ShareGPT, Text, Retrieval, Preference, Kto, Ranked, Reward, PromptOnly)
-    assert {form().format for form in known} == set(FORMATS)
 
 
 def test_a_document_is_a_row_of_text_and_an_answer_is_not() -> None:

@@ -15,28 +15,14 @@ PACKAGE = ROOT / "kdgen"
 # A module may import from lines above its own, and from its own package. A package is named without its modules.
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
-<<<<<<< HEAD
-<<<<<<< HEAD
-    {"agreement", "parse", "resources", "sandbox", "tables"},
+    {"agreement", "judging", "parse", "resources", "sandbox", "solutions", "tables"},
     {"loops"},
-=======
-    {"agreement", "parse", "resources", "sandbox", "solutions", "tables"},
->>>>>>> 75e992fea754fcccafb64ded5c6d28cb86f04e02
-=======
-    {"agreement", "judging", "parse", "resources", "sandbox", "tables"},
->>>>>>> 5136df9f1ade553c6bbe5ad86e148c4d1a6aab3b
     {"filters", "prompts", "readers", "selection", "yamls"},
     {"cleaning", "documents"},
     {"shapes"},
-<<<<<<< HEAD
     {"banks", "dedupe", "seeds", "store"},
-    {"codebooks", "rubrics", "teachers"},
+    {"codebooks", "rubrics", "teachers", "verifiers"},
     {"export", "stages", "terms"},
-=======
-    {"banks", "dedupe", "export", "seeds", "store"},
-    {"codebooks", "teachers", "verifiers"},
-    {"stages", "terms"},
->>>>>>> 3b482a710dd893e56f5c2728c7bd541e3b0dec4b
     {"config"},
     {"manifest", "programs"},
     {"asking"},

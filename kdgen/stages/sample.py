@@ -49,16 +49,11 @@ class Sample(Stage):
     `pick` says which are good. `gold`: those whose final answer is the record's (rejection sampling; Fine-tune-CoT, arXiv
     2212.10071; RFT, arXiv 2308.01825). `vote`: those of the answer that most draws give, at least `least_share` of
     them (self-consistency, arXiv 2203.11171). `judge`: those that a judge grades highest, at least `least_score`
-<<<<<<< HEAD
-    (best-of-n). `all`: every draw (traces; OpenThoughts, arXiv 2506.04178, takes 16 a question). Of what is as good,
-    the earlier draw is kept; each draw that is not is a reject with its reason. `reasons` keeps none without reasoning;
-    `plain` adds a row with the answer of the best draw alone, so that a student learns both forms (LMSI, arXiv 2210.11610).
-=======
     (best-of-n). `verify`: those that pass a verifier (ReST-EM, arXiv 2312.06585), from `verifier` or the seed's column
     `spec_from`, as in feedback/verify. `all`: every draw (traces; OpenThoughts, arXiv 2506.04178, takes 16 a question). Of
     what is as good, the earlier draw is kept; each draw that is not is a reject with its reason. `reasons` keeps none without
-    reasoning, `distinct` none that calculates what an earlier good one does, in its order (RFT's distinct paths).
->>>>>>> 3b482a710dd893e56f5c2728c7bd541e3b0dec4b
+    reasoning, `distinct` none that calculates what an earlier good one does, in its order (RFT's distinct paths);
+    `plain` adds a row with the answer of the best draw alone, so that a student learns both forms (LMSI, arXiv 2210.11610).
     `merge`: the judge makes one answer of all draws, by the prompt `merge`. The teachers of `among` take the draws in turn
     (several teachers a task: TinyLLM, arXiv 2402.04616; a pool has each task answered by one of them).
     """
@@ -71,13 +66,10 @@ class Sample(Stage):
     pick: Literal["all", "gold", "vote", "judge", "merge", "verify"] = "vote"
     keep: int | None = Field(None, ge=1)
     reasons: bool = False
-<<<<<<< HEAD
     plain: bool = False
-=======
     distinct: bool = False
     verifier: AnyVerifier | None = None
     spec_from: str | None = None
->>>>>>> 3b482a710dd893e56f5c2728c7bd541e3b0dec4b
     least_share: float = Field(0.5, ge=0, le=1)
     least_score: int = Field(1, ge=1, le=10)
     grade: PromptFile | None = None
@@ -119,15 +111,11 @@ class Sample(Stage):
         for field, owned in owners.items():
             if field in self.model_fields_set and self.pick not in owned:
                 raise bad_stage(f"{field} has no effect on pick: {self.pick}", f"{where}.{field}", f"pick: {owned[0]}")
-<<<<<<< HEAD
-        if self.pick == "merge" and self.keep is not None:
-            raise bad_stage("a merge makes one row", f"{where}.keep", "take it out")
-        if self.pick == "merge" and self.plain:
-            raise bad_stage("plain has no effect on pick: merge", f"{where}.plain", "take it out")
-=======
-        if self.pick == "merge" and (idle := "keep" if self.keep is not None else "distinct" if self.distinct else ""):
+        idle = next(
+            (name for name in ("keep", "distinct", "plain") if self.pick == "merge" and getattr(self, name)), ""
+        )
+        if idle:
             raise bad_stage("a merge makes one row", f"{where}.{idle}", "take it out")
->>>>>>> 3b482a710dd893e56f5c2728c7bd541e3b0dec4b
         if self.among and "to" in self.model_fields_set:
             raise bad_stage("to has no effect where among says who is asked", f"{where}.to", "take it out")
         if len(set(self.among)) < len(self.among) or len(self.among) > self.n:
@@ -166,7 +154,7 @@ class Sample(Stage):
             rows.append(row.rejected(self.name, *fates[came.number]) if came.number in fates else row)
         if self.plain and good and good[0].reasoning:
             bare_one = replace(good[0], reasoning="", output=good[0].answer)
-            rows.append(self._row(job, bare_one, gold, {**meta, "nth": good[0].number, "plain": True}))
+            rows.append(self._row(job, bare_one, gold, {**meta, "nth": good[0].number, "plain": True}, spec))
         return rows
 
     def _lost(self, job: Record, fate: Rejected, ask: Ask) -> Row:
