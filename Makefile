@@ -1,6 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= auto
 BIN = $(VENV)/bin
 
 help: ## what each target does
@@ -13,13 +14,13 @@ start: $(VENV)/.run ## set up this machine and make a first dataset with the emb
 test: $(VENV)/.dev ## run every test (fetches the embedded model once)
 	$(BIN)/kdgen teachers pull
 	$(BIN)/kdgen teachers pull smollm2-135m
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 check: $(VENV)/.dev ## lint, types and the fast tests: what every commit passes
 	$(BIN)/ruff format --check kdgen tests bench
 	$(BIN)/ruff check kdgen tests bench
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 test-vllm: ## the in-process vLLM teacher and a vLLM server, on the CPU (3.5 GB, minutes)
 	$(PYTHON) -m venv .venv-vllm

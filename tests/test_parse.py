@@ -202,3 +202,9 @@ Output: 42"""
         {"instruction": "Say 42", "output": "42"},
     ]
     assert parse.labelled("Output: 3\nnothing", ("instruction", "output")) == []
+
+
+def test_a_line_that_announces_a_text_is_none_of_it() -> None:
+    assert alone("Sure! Let's rephrase the task to make it harder:\n\nSort a list.") == "Sort a list."
+    assert alone("Here is the new task:\n\nSort a list.") == "Sort a list."
+    assert alone("Let's add two numbers: 3 and 4.") == "Let's add two numbers: 3 and 4."
