@@ -205,6 +205,6 @@ Output: 42"""
 
 
 def test_a_line_that_announces_a_text_is_none_of_it() -> None:
-    assert alone("Sure! Let's rephrase the task to make it harder:\n\nSort a list.") == "Sort a list."
-    assert alone("Here is the new task:\n\nSort a list.") == "Sort a list."
-    assert alone("Let's add two numbers: 3 and 4.") == "Let's add two numbers: 3 and 4."
+    assert parse.alone("Sure! Let's rephrase the task to make it harder:\n\nSort a list.") == "Sort a list."
+    assert parse.alone("Here is the new task:\n\nSort a list.") == "Sort a list."
+    assert parse.alone("Let's add two numbers: 3 and 4.") == "Let's add two numbers: 3 and 4."
