@@ -21,8 +21,8 @@ class Bounds(Frozen):
     """How far an iteration's rows may drift before the loop stops. None looks away.
 
     `longer` and `shorter`: the mean words of an output, as a multiple of the iteration's before. `distinct`: the share of
-    different pairs of neighbouring words, likewise. `same_score`: the share of rows that have the score most rows have,
-    where rows have scores: a judge that calls all equally good chooses nothing. `self_preference`: how much higher, in
+    different pairs of neighbouring words, likewise. `same_score`: the share of rows, or of a judge's grades, that have the
+    score most have: a judge that calls all equally good chooses nothing. `self_preference`: how much higher, in
     shares of its scale, a judge scores its own model's answers than the others'.
     """
 
@@ -74,8 +74,9 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(orjson.loads, lines)
 
 
-def measured(rows: Iterable[dict[str, Any]], self_preference: float | None = None) -> Measures:
-    """The measures of records. Memory: the scores that are there, and a window of words."""
+def measured(rows: Iterable[dict[str, Any]], judges: Iterable[dict[str, Any]] = ()) -> Measures:
+    """The measures of records, and what the reports of their `judges` say. Memory: the scores there are, a window of words."""
+    reports = list(judges)
     count = words = 0
     scores: Counter[float] = Counter()
     shares: list[float] = []
@@ -93,18 +94,21 @@ def measured(rows: Iterable[dict[str, Any]], self_preference: float | None = Non
     if window and not shares:
         shares.append(len(set(window)) / len(window))
     scored = scores.total()
+    same = [report["most_given"] for report in reports if report.get("most_given") is not None and report["grades"] > 1]
+    if scored > 1:
+        same.append(max(scores.values()) / scored)
     return Measures(
         rows=count,
         words=words / count if count else 0.0,
         distinct=sum(shares) / len(shares) if shares else None,
         score=sum(score * many for score, many in scores.items()) / scored if scored else None,
-        same_score=max(scores.values()) / scored if scored > 1 else None,
-        self_preference=self_preference,
+        same_score=max(same, default=None),
+        self_preference=max((each for r in reports if (each := r.get("self_preference")) is not None), default=None),
     )
 
 
 def _score(row: dict[str, Any]) -> float | None:
-    own = row["candidates"][0]["score"] if row["candidates"] else row["meta"].get("score")
+    own = row["meta"].get("score")
     return float(own) if isinstance(own, int | float) and not isinstance(own, bool) else None
 
 

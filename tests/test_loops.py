@@ -150,6 +150,13 @@ def test_measures() -> None:
     again = measured([row(" ".join(f"w{n} v{n}" for n in range(2000)))] * 3)
     assert again.distinct == 1.0  # of windows, so that a large dataset does not look poor
     assert measured([row("x")]).same_score is None
+    reports = [
+        {"grades": 4, "most_given": 1.0, "self_preference": 0.4},
+        {"pairs": 3},
+        {"grades": 4, "most_given": None},
+    ]
+    judged = measured([row("x")], reports)
+    assert (judged.same_score, judged.self_preference) == (1.0, 0.4)
 
 
 @pytest.mark.parametrize(

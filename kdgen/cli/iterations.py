@@ -76,7 +76,8 @@ class _Gate:
     measures: Measures | None = None
 
     def __call__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.measures = measured(rows_of(folder / RECORDS))
+        reports = [report for judges in manifest["judges"].values() for report in judges.values()]
+        self.measures = measured(rows_of(folder / RECORDS), reports)
         manifest["loop"] = {
             "iteration": f"M{self.number + 1}",
             "of": len(self.loop.iterations),
