@@ -20,7 +20,8 @@ FENCE = re.compile(r"\A```[\w-]*\n(.*?)\n?```\Z", re.S)
 BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.S | re.M)
 PYTHON = ("python", "python3", "py", "")
 LEAD_IN = re.compile(
-    r"\A(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,20}\s+)?(?:here\b|this is\b|let['’]s (?:re\w+|make|add|write|change|turn)\b)[^\n]{0,80}:[ \t*]*\n\s*",
+    r"\A(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,20}\s+)?"
+    r"(?:here\b|this is\b|let['’]s (?:re\w+|make|add|write|change|turn)\b)[^\n]{0,80}:[ \t*]*\n\s*",
     re.I,
 )
 SAME_MARKS = {"'": "['’‘]", "’": "['’‘]", "‘": "['’‘]", '"': '["“”]', "“": '["“”]', "”": '["“”]'}
