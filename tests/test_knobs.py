@@ -39,6 +39,7 @@ from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase, Style
+from kdgen.stages.reward import Reward
 from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
@@ -89,6 +90,7 @@ RULES = [
         "reply": "[Human] Please name a colour of the sea, sum up the following text, rate the words, repeat me, sorry\n"
         "[AI] {digest}\n[Human] Go on?\n[AI] It goes on, {digest}",
     },
+    {"regex": "^Add[.]\nAdd 3", "reply": "0.5"},
     {"contains": "You mend", "reply": "Add 3. It is 3.\nThen 5.\nAnswer: 8"},
     {"contains": "one by one", "reply": VERDICTS % "right"},
     {"contains": "another way", "reply": VERDICTS % "wrong"},
@@ -258,6 +260,7 @@ ROLLOUTS: dict[str, Any] = {
     "stages": [{**STEPS["stages"][0], "prompt": "feedback/steps/complete", "by": "rollouts", "gold": "final", "n": 2}],
 }
 EDIT: dict[str, Any] = {**STEPS, "stages": [{"stage": "feedback", "method": "edit", "prompt": "feedback/edit"}]}
+REWARD: dict[str, Any] = {**STEPS, "stages": [{"stage": "feedback", "method": "reward", "prompt": "feedback/reward"}]}
 PRINCIPLED = {"stages": [{**REWRITE["stages"][0], "critique": "./principle.md", "constitution": "constitution"}]}
 EXPAND = {
     "stages": [
@@ -801,6 +804,20 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         Edits,
         {**EDIT, "export": {"format": "edits"}},
         {"reasoning": "export.reasoning=fold", "system": "export.system=keep"},
+    ),
+    (
+        Reward,
+        REWARD,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/rewrite/critique",
+            "name_as": S + "name_as=other",
+            "place": S + "place=1",
+            "at_least": S + "at_least=0.9",
+        },
     ),
     (Steps, ROLLOUTS, {"n": S + "n=3", "gold": S + "gold=q"}),
     (

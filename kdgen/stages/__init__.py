@@ -22,6 +22,7 @@ from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase
+from kdgen.stages.reward import Reward
 from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
@@ -64,7 +65,8 @@ AnyStage = Annotated[
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
     | Annotated[Contrast, Tag("feedback/contrast")]
     | Annotated[Steps, Tag("feedback/steps")]
-    | Annotated[Edit, Tag("feedback/edit")],
+    | Annotated[Edit, Tag("feedback/edit")]
+    | Annotated[Reward, Tag("feedback/reward")],
     Discriminator(_which),
 ]
 
@@ -94,6 +96,7 @@ METHODS = (
     "feedback/contrast",
     "feedback/steps",
     "feedback/edit",
+    "feedback/reward",
 )
 
 __all__ = ["FAMILIES", "METHODS", "AnyStage", "Ask", "Draw", "Pool", "PoolStage", "Stage"]

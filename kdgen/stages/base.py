@@ -207,6 +207,11 @@ class Stage(Frozen):
         """The teachers that it has write a user's turn."""
         return set()
 
+    @property
+    def scorers(self) -> set[str]:
+        """The teachers that it has say numbers, and no words."""
+        return set()
+
     def prompts(self) -> Iterator[tuple[str, Prompt]]:
         """Every prompt of the stage with the field that holds it."""
         for name in type(self).model_fields:
