@@ -92,6 +92,7 @@ RULES = [
     },
     {"regex": "^Add[.]\nAdd 3", "reply": "0.5"},
     {"contains": "You mend", "reply": "Add 3. It is 3.\nThen 5.\nAnswer: 8"},
+    {"contains": "Relax it", "reply": '{"constraint": "a", "request": "Name {digest}."}'},
     {"contains": "one by one", "reply": VERDICTS % "right"},
     {"contains": "another way", "reply": VERDICTS % "wrong"},
     {"contains": "finish solutions", "nth": 0, "reply": "Answer: 7"},
@@ -251,6 +252,8 @@ CONTRAST: dict[str, Any] = {
         }
     ]
 }
+RELAXING = [{"prompt": "label/brief"}, {"prompt": "label/plain", "relax": "./relax.md"}]
+RELAXED = {"stages": [{**CONTRAST["stages"][0], "sides": RELAXING}]}
 STEPS: dict[str, Any] = {
     "stages": [{"stage": "feedback", "method": "steps", "prompt": "./steps.md"}],
     "seeds": {"path": "solved.jsonl"},
@@ -975,6 +978,8 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
         f"---\nabout: x\nvariables: {{principle: x, output: x}}\n---\n[[user]]\n{principle}\n"
     )
     (tmp_path / "shots.md").write_text(PROMPT.replace("  instruction", "  shots: x\n  instruction") + "{{ shots }}")
+    relax = PROMPT.replace("[[user]]", "[[user]]\nRelax it: ")
+    (tmp_path / "relax.md").write_text(relax)
     for name, how in (("steps", "one by one"), ("other-steps", "another way")):
         (tmp_path / f"{name}.md").write_text(
             f"---\nabout: x\nvariables: {{steps: x}}\n---\n[[user]]\n{how} {{{{ steps }}}}\n"
@@ -1063,8 +1068,30 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, SAID, QUERIES, ANNOTATE, PAIRED, CHOOSE, REWRITE, MERGED],
-    ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged".split(),
+    [
+        LABEL,
+        RATIONALE,
+        EXPAND,
+        EVOLVE,
+        TASKS,
+        CITE,
+        GRADE,
+        SAID,
+        QUERIES,
+        ANNOTATE,
+        PAIRED,
+        CHOOSE,
+        REWRITE,
+        MERGED,
+        CONTRAST,
+        RELAXED,
+        STEPS,
+        ROLLOUTS,
+        EDIT,
+        REWARD,
+    ],
+    ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged contrast relaxed "
+    "steps rollouts edit reward".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

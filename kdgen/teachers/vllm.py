@@ -182,7 +182,9 @@ class Vllm(TeacherSpec):
     def request(self, call: Call) -> Request:
         """See `TeacherSpec.request`; a server writes a user's turn as a raw completion."""
         if self.scores:
-            return Request(WIRE, dumped({**classify_body(self.model, call), **self.extra}), call.nth, 1)  # it writes nothing
+            return Request(
+                WIRE, dumped({**classify_body(self.model, call), **self.extra}), call.nth, 1
+            )  # it writes nothing
         if call.open and self.urls:
             return completion_request(self.body(call), self.template or "", call)
         return super().request(call)
