@@ -192,7 +192,13 @@ class Recipe(Frozen):
             settled = {
                 role: models[role].settle(stage.params, f"{asking} {role}")[0] for role in self.reach(stage.roles)
             }
-            bounded = {role for role, params in settled.items() if params.max_tokens is not None}
+            for role in sorted(settled):
+                scores = role in self.reach(stage.scorers)
+                if models[role].scores not in (None, scores):
+                    cause = "says numbers, and no words" if not scores else "says words, and no number"
+                    hint = "a reward model is for feedback/reward alone: provider: vllm, base_url: …, api: classify"
+                    raise UserError(f"{models[role].label} {cause}", where=f"{asking} {role}", hint=hint)
+            bounded = {role for role, params in settled.items() if params.max_tokens is not None or models[role].scores}
             if self.budget != Budget() and (endless := next((role for role in settled if role not in bounded), "")):
                 cause = f"a budget needs a bound on each reply, and {models[endless].label} has none"
                 hint = f"--set teachers.{endless}.max_tokens=…, or max_tokens in the stage's params"

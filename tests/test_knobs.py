@@ -58,6 +58,7 @@ from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase, Style
+from kdgen.stages.reward import Reward
 from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
@@ -110,7 +111,9 @@ RULES = [
         "reply": "[Human] Please name a colour of the sea, sum up the following text, rate the words, repeat me, sorry\n"
         "[AI] {digest}\n[Human] Go on?\n[AI] It goes on, {digest}",
     },
+    {"regex": "^Add[.]\nAdd 3", "reply": "0.5"},
     {"contains": "You mend", "reply": "Add 3. It is 3.\nThen 5.\nAnswer: 8"},
+    {"contains": "Relax it", "reply": '{"constraint": "a", "request": "Name {digest}."}'},
     {"contains": "one by one", "reply": VERDICTS % "right"},
     {"contains": "another way", "reply": VERDICTS % "wrong"},
     {"contains": "finish solutions", "nth": 0, "reply": "Answer: 7"},
@@ -318,6 +321,8 @@ CONTRAST: dict[str, Any] = {
         }
     ]
 }
+RELAXING = [{"prompt": "label/brief"}, {"prompt": "label/plain", "relax": "./relax.md"}]
+RELAXED = {"stages": [{**CONTRAST["stages"][0], "sides": RELAXING}]}
 STEPS: dict[str, Any] = {
     "stages": [{"stage": "feedback", "method": "steps", "prompt": "./steps.md"}],
     "seeds": {"path": "solved.jsonl"},
@@ -327,6 +332,7 @@ ROLLOUTS: dict[str, Any] = {
     "stages": [{**STEPS["stages"][0], "prompt": "feedback/steps/complete", "by": "rollouts", "gold": "final", "n": 2}],
 }
 EDIT: dict[str, Any] = {**STEPS, "stages": [{"stage": "feedback", "method": "edit", "prompt": "feedback/edit"}]}
+REWARD: dict[str, Any] = {**STEPS, "stages": [{"stage": "feedback", "method": "reward", "prompt": "feedback/reward"}]}
 PRINCIPLED = {"stages": [{**REWRITE["stages"][0], "critique": "./principle.md", "constitution": "constitution"}]}
 EXPAND = {
     "stages": [
@@ -972,6 +978,20 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {**EDIT, "export": {"format": "edits"}},
         {"reasoning": "export.reasoning=fold", "system": "export.system=keep"},
     ),
+    (
+        Reward,
+        REWARD,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/rewrite/critique",
+            "name_as": S + "name_as=other",
+            "place": S + "place=1",
+            "at_least": S + "at_least=0.9",
+        },
+    ),
     (Steps, ROLLOUTS, {"n": S + "n=3", "gold": S + "gold=q"}),
     (
         Stepwise,
@@ -1219,6 +1239,8 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
         f"---\nabout: x\nvariables: {{principle: x, output: x}}\n---\n[[user]]\n{principle}\n"
     )
     (tmp_path / "shots.md").write_text(PROMPT.replace("  instruction", "  shots: x\n  instruction") + "{{ shots }}")
+    relax = PROMPT.replace("[[user]]", "[[user]]\nRelax it: ")
+    (tmp_path / "relax.md").write_text(relax)
     for name, how in (("steps", "one by one"), ("other-steps", "another way")):
         (tmp_path / f"{name}.md").write_text(
             f"---\nabout: x\nvariables: {{steps: x}}\n---\n[[user]]\n{how} {{{{ steps }}}}\n"
@@ -1327,6 +1349,15 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
         FAIR,
     ],
     ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged candidates judge".split(),
+        CONTRAST,
+        RELAXED,
+        STEPS,
+        ROLLOUTS,
+        EDIT,
+        REWARD,
+    ],
+    ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged contrast relaxed "
+    "steps rollouts edit reward".split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

@@ -26,6 +26,7 @@ from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rephrase import Rephrase
+from kdgen.stages.reward import Reward
 from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
@@ -76,6 +77,7 @@ AnyStage = Annotated[
     | Annotated[Contrast, Tag("feedback/contrast")]
     | Annotated[Steps, Tag("feedback/steps")]
     | Annotated[Edit, Tag("feedback/edit")]
+    | Annotated[Reward, Tag("feedback/reward")]
     | Annotated[Star, Tag("self/star")]
     | Annotated[Kin, Tag("self/kin")],
     Discriminator(_which),
@@ -112,6 +114,7 @@ METHODS = (
     "feedback/contrast",
     "feedback/steps",
     "feedback/edit",
+    "feedback/reward",
     "self/star",
     "self/kin",
 )

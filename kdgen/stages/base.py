@@ -82,14 +82,14 @@ async def gathered(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T | Rejected
 
 
 @lru_cache(maxsize=128)
-def bounded(model: type[BaseModel], most: int) -> type[BaseModel]:
-    """The model of a list whose schema ends it at `most`: a small teacher would go on until it is cut.
+def bounded(model: type[BaseModel], most: int, least: int = 0) -> type[BaseModel]:
+    """The model of a list whose schema ends it at `most`, and not before `least`: a small teacher would go on until it is cut.
 
     A longer list, of a server that keeps to no schema, is read all the same.
     """
     ((name, field),) = model.model_fields.items()
     ending, make = copy(field), cast(Any, create_model)
-    ending.json_schema_extra = {"maxItems": most}
+    ending.json_schema_extra = {"minItems": least, "maxItems": most} if least else {"maxItems": most}
     made: type[BaseModel] = make(
         model.__name__, __base__=model, __doc__=model.__doc__, **{name: (field.annotation, ending)}
     )
@@ -216,6 +216,11 @@ class Stage(Frozen):
     @property
     def opens(self) -> set[str]:
         """The teachers that it has write a user's turn."""
+        return set()
+
+    @property
+    def scorers(self) -> set[str]:
+        """The teachers that it has say numbers, and no words."""
         return set()
 
     def prompts(self) -> Iterator[tuple[str, Prompt]]:

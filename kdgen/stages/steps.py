@@ -124,7 +124,7 @@ class Steps(Stage):
             many = len(Verdicts.model_validate_json(reply.text).steps)
             return None if many == len(steps) else f"it has {many} verdicts for {len(steps)} steps"
 
-        schema = bounded(Verdicts, len(steps))
+        schema = bounded(Verdicts, len(steps), len(steps))
         reply = await ask(self.prompt, schema=schema, check=counted, steps=steps, gold=gold, **task_variables(job))
         verdicts = Verdicts.model_validate_json(reply.text).steps
         return [{"label": each.verdict == "right", "reason": each.reason} for each in verdicts]

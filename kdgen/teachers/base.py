@@ -135,6 +135,11 @@ class TeacherSpec(Params):
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields) - {"effort"}
 
     @property
+    def scores(self) -> bool | None:
+        """Whether it says numbers, and no words; None where it can do both."""
+        return False
+
+    @property
     def label(self) -> str:
         """The teacher's name in rows and manifests: provider:model."""
         return f"{self.provider}:{self.model}"

@@ -52,6 +52,10 @@ class Scripted(TeacherSpec):
         """The model's name: the file's stem where the recipe gives none."""
         return self.model or Path(self.path).stem
 
+    @property
+    def scores(self) -> None:
+        """Either: a rule can be anything."""
+
     @cached_property
     def label(self) -> str:
         """scripted: and the stem."""

@@ -30,7 +30,9 @@ from kdgen.teachers.base import (
     Wire,
     chat_body,
 )
+from kdgen.teachers.calls import dumped
 from kdgen.teachers.chat import MALFORMED, malformed
+from kdgen.teachers.classify import FIELDS, VOID, WIRE, classify_body, classify_url, read_classes
 from kdgen.teachers.http import HttpWire
 from kdgen.teachers.keys import EnvName, check_key, key_needs, key_of
 from kdgen.teachers.least_loaded import LeastLoaded
@@ -85,6 +87,9 @@ class Vllm(TeacherSpec):
     base_urls: tuple[str, ...] = Field((), description="servers of one model; each request goes to the least loaded")
     api_key_env: EnvName = "VLLM_API_KEY"
     api_key_file: str | None = Field(None, description="a file that holds the key alone, instead of a variable")
+    api: Literal["chat", "classify"] = Field(
+        "chat", description="classify: a reward model or classifier at a server's /classify, which says numbers"
+    )
     concurrency: int = Field(64, ge=1, le=4096, description="requests in flight at most")
     batch_dir: str | None = Field(
         None, description=f"the folder of the files that `vllm run-batch` answers in mode: batch; unset: {BATCH_DIR}"
@@ -99,6 +104,15 @@ class Vllm(TeacherSpec):
     extra: dict[str, JsonValue] = {}
 
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields)
+
+    @property
+    def scores(self) -> bool:
+        """Where it classifies."""
+        return self.api == "classify"
+
+    def accepts(self) -> frozenset[str]:
+        """What classifies samples nothing."""
+        return frozenset() if self.scores else self.takes
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -140,12 +154,19 @@ class Vllm(TeacherSpec):
             yield "batch_dir has no effect online", "mode: batch"
         if self.lora and self.mode == "batch":
             yield "`vllm run-batch` takes no adapter", "mode: online, or a model with the adapter merged into it"
+        if self.scores and not self.urls:
+            yield "only a server classifies", "base_url: http://HOST:PORT/v1"
+        if self.scores and self.mode == "batch":
+            yield "`vllm run-batch` does not classify", "mode: online"
+        for name in VOID if self.scores else ():
+            if getattr(self, name):
+                yield f"{name} has no effect on what classifies", "take it out"
         yield from wrong_template(self.template, bool(self.urls))
         for name in sorted(self.extra):
             yield from self._wrong_extra(name)
 
     def _wrong_extra(self, name: str) -> Iterator[tuple[str, str]]:
-        known = SERVED if self.urls else SAMPLING | TEMPLATE
+        known = FIELDS if self.scores else SERVED if self.urls else SAMPLING | TEMPLATE
         if name in OWN:
             yield f"extra must not set {name}", "kdgen has a field for it, or needs it"
         elif name.startswith("guided_"):
@@ -160,6 +181,10 @@ class Vllm(TeacherSpec):
 
     def request(self, call: Call) -> Request:
         """See `TeacherSpec.request`; a server writes a user's turn as a raw completion."""
+        if self.scores:
+            return Request(
+                WIRE, dumped({**classify_body(self.model, call), **self.extra}), call.nth, 1
+            )  # it writes nothing
         if call.open and self.urls:
             return completion_request(self.body(call), self.template or "", call)
         return super().request(call)
@@ -206,6 +231,8 @@ class Vllm(TeacherSpec):
 
     def read(self, request: Request, raw: Raw) -> Reply:
         """See `TeacherSpec.read`; each logprob has its token's id and text, the likeliest first."""
+        if request.wire == WIRE:
+            return read_classes(request.key, self.label, raw)
         reply = super().read(request, raw)
         try:
             for choice in reply.body["choices"]:
@@ -239,6 +266,9 @@ class Vllm(TeacherSpec):
         headers = {"authorization": f"Bearer {key}"} if key else {}
         bases = [url.rstrip("/") for url in self.urls]
         raw, most = "/completions", self.concurrency
+        if self.scores:
+            wires = [HttpWire(classify_url(base), headers, connections=most) for base in bases]
+            return wires[0] if len(wires) == 1 else LeastLoaded(wires)
         wires = [HttpWire(b + "/chat" + raw, headers, connections=most, completions=b + raw) for b in bases]
         return wires[0] if len(wires) == 1 else LeastLoaded(wires)
 
