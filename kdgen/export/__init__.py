@@ -7,19 +7,21 @@ from typing import Annotated
 from pydantic import Field
 
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
+from kdgen.export.evaluator import Evaluator
 from kdgen.export.preference import Kto, Preference, Ranked, Reward
 from kdgen.export.retrieval import Retrieval
 
 AnyFormat = Annotated[
-    Messages | Alpaca | ShareGPT | Text | Retrieval | Preference | Kto | Ranked | Reward,
+    Messages | Alpaca | ShareGPT | Text | Retrieval | Preference | Kto | Ranked | Reward | Evaluator,
     Field(discriminator="format"),
 ]
-FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "preference", "kto", "ranked", "reward")
+FORMATS = ("messages", "alpaca", "sharegpt", "text", "retrieval", "preference", "kto", "ranked", "reward", "evaluator")
 
 __all__ = [
     "FORMATS",
     "Alpaca",
     "AnyFormat",
+    "Evaluator",
     "Kto",
     "Messages",
     "Preference",

@@ -13,6 +13,7 @@ from kdgen.stages.branch import Branch
 from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
+from kdgen.stages.compare import Compare
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
@@ -22,6 +23,7 @@ from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
+from kdgen.stages.rank import Rank
 from kdgen.stages.rephrase import Rephrase
 from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
@@ -64,6 +66,8 @@ AnyStage = Annotated[
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
     | Annotated[Candidates, Tag("feedback/candidates")]
     | Annotated[Judge, Tag("feedback/judge")]
+    | Annotated[Compare, Tag("feedback/compare")]
+    | Annotated[Rank, Tag("feedback/rank")]
     | Annotated[Pair, Tag("feedback/pair")]
     | Annotated[Each, Tag("feedback/each")],
     Discriminator(_which),
@@ -94,6 +98,8 @@ METHODS = (
     "curate/oss-instruct",
     "feedback/candidates",
     "feedback/judge",
+    "feedback/compare",
+    "feedback/rank",
     "feedback/pair",
     "feedback/each",
 )
