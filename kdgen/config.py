@@ -193,7 +193,7 @@ class Recipe(Frozen):
             given = {role: -1 if params.logprobs is None else params.logprobs for role, params in settled.items()}
             if least is not None and (mute := next((role for role in given if given[role] < least), "")):
                 cause = (
-                    f"it reads logprobs, and {mute} is not asked for {'enough of them' if given[mute] >= 0 else 'any'}"
+                    f"it reads logprobs, and {mute} is not asked for {'enough ' if given[mute] >= 0 else ''}logprobs"
                 )
                 hint = f"--set stages.{number}.params.logprobs={least}"
                 raise UserError(cause, where=f"{asking} {mute}", hint=hint)
