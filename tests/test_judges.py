@@ -56,7 +56,7 @@ def judged(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
             path.write_text("".join(json.dumps(rule) + "\n" for rule in own))
             teachers[name] = {"provider": "scripted", "path": path.name, "model": name}
         write_seeds(tmp_path / "s.jsonl", seeds)
-        recipe = {"name": "judged", "teachers": teachers, "stages": [*first, made], **more}
+        recipe = {"name": "judged", "teachers": teachers, "stages": [*first, made, *more.pop("after", ())], **more}
         (tmp_path / "j.yaml").write_text(json.dumps(recipe))
         ledger = f"{digest(rules)}.db"
         return kdgen("run", "./j.yaml", "--seeds", "s.jsonl", "-o", "out", "--ledger", ledger, "--json")
@@ -240,6 +240,45 @@ def test_the_rubrics_that_ship(name: str) -> None:
     properties = rubric.schema_of_grades.model_json_schema()
     assert list(properties["properties"]) == list(rubric.names)
     assert all(list(each["properties"]) == ["reason", "score"] for each in properties["$defs"].values())
+
+
+def test_rows_that_teach_a_judge(judged: Callable[..., Any], tmp_path: Path) -> None:
+    form = {"format": "evaluator", "rubric": "./rubric.yaml", "aspect": "clear"}
+    rules = [{"contains": "task1", "reply": "unreadable"}, {"reply": grades(5, 1, 5)}]
+    said = judged(rules, {}, rows(2), export=form)
+    assert said.code == 0 and json.loads(said.out)["counts"]["rejects"] == {"no_place_in_format": 1}
+    (row,) = lines(tmp_path / "out/data.jsonl")
+    asked, said_ = row.pop("messages")
+    assert said_ == {"role": "assistant", "content": "clear so\n[RESULT] 1"}
+    assert all(part in asked["content"] for part in ("task0", "an answer", "Is it clear?", "1 = No.", "from 1 to 5"))
+    assert row == {
+        "orig_instruction": "task0",
+        "orig_response": "an answer",
+        "orig_reference_answer": "",
+        "orig_criteria": "Is it clear?",
+        "orig_feedback": "clear so",
+        "orig_score": 1,
+        "orig_score1_description": "No.",
+        "orig_score5_description": "Yes.",
+    }
+    # Of candidates, one row each; a mean between two grades has no feedback of its own.
+    first = {"stage": "feedback", "method": "candidates", "prompt": "label/brief", "n": 2}
+    rules = [
+        {"contains": "You judge", "nth": 0, "reply": grades(5, 2, 7)},
+        {"contains": "You judge", "reply": grades(5, 3, 7)},
+    ]
+    each = {"stage": "feedback", "method": "each"}
+    for times, count in ((1, 2), (2, 0)):
+        said = judged(
+            [*rules, {"reply": "an answer {digest}"}], {"times": times}, rows(1), first, after=[each], export=form
+        )
+        assert said.code == (0 if count else 5)
+        if count:
+            assert json.loads(said.out)["counts"]["rows"] == count
+            told = lines(tmp_path / "out/data.jsonl")[0]
+            assert (
+                "known to be right" in told["messages"][0]["content"] and told["orig_reference_answer"] == "an answer"
+            )
 
 
 def test_a_judge_that_prefers_its_own_is_caught() -> None:

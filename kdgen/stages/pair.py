@@ -147,6 +147,8 @@ class Pair(Unasked):
         meta: dict[str, JsonValue] = {"pick": self.pick, "of": len(job.candidates)}
         if high is not None and low is not None:
             meta["margin"] = round(high - low, 6)
+        if self.pick != "own" and (lost := sum(self.value(each) is None for each in job.candidates)):
+            meta["unscored"] = lost
         return answered(self, job, chosen, {"pair": meta}, candidates=(chosen, rejected))
 
 
