@@ -176,11 +176,12 @@ def test_a_judge_that_always_says_ten_is_caught(judged: Callable[..., Any], tmp_
     assert report["distribution"]["overall"] == {"10": 30}
     (notice,) = made["notices"]
     assert notice == (
-        "feedback/judge, judge teacher: 100% of its grades are the highest there is: they hardly tell answers apart"
+        "feedback/judge, judge teacher: 100% of its grades for clear, overall, right are the highest there is: "
+        "they hardly tell answers apart"
     )
     assert f"note: {notice}" in said.err and notice in (tmp_path / "out/README.md").read_text()
     rules = [
-        {"regex": rf"task{digit}\b|task\d{digit}\b", "reply": grades(1 + digit // 2, 1 + digit % 5, 5)}
+        {"regex": rf"task{digit}\b|task\d{digit}\b", "reply": grades(1 + digit // 2, 1 + digit % 5, 1 + digit)}
         for digit in range(10)
     ]
     assert not json.loads(judged(rules, {"within": 1}, rows(30)).out)["notices"]
@@ -292,6 +293,18 @@ def test_a_judge_that_prefers_its_own_is_caught() -> None:
     assert [each.split(": ")[1] for each in judging.notices("s")] == [
         "it grades its own model's answers 50% of the scale over others'",
         "its own model's answers win 90% of their comparisons",
+    ]
+
+
+def test_one_aspect_that_is_always_ten_is_caught_among_others() -> None:
+    judging = Judging()
+    for number in range(40):
+        judging.add(Grade("j", "x", 1 + number % 5, 1, 5))
+        judging.add(Grade("j", "overall", 10, 1, 10))
+        judging.add(Grade("j", "flat", 3, 1, 5))
+    assert [each.split(": ")[1] for each in judging.notices("s")] == [
+        "100% of its grades for overall are the highest there is",
+        "100% of its grades for flat are the same",
     ]
 
 
