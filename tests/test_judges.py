@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from server import published, write_seeds
 
-from kdgen.errors import UserError
+from kdgen.errors import Rejected, UserError
 from kdgen.judging import Grade, Judging, Verdict
 from kdgen.record import digest
 from kdgen.resources import builtins
 from kdgen.rubrics import load_rubric
+from kdgen.stages.base import Ask
+from kdgen.stages.judged import read
 
 RUBRIC = """about: x
 source: x
@@ -280,6 +283,16 @@ def test_rows_that_teach_a_judge(judged: Callable[..., Any], tmp_path: Path) -> 
             assert (
                 "known to be right" in told["messages"][0]["content"] and told["orig_reference_answer"] == "an answer"
             )
+
+
+@pytest.mark.parametrize("reason", ["budget_reached", "prompt_failed", "empty_prompt"])
+def test_what_was_never_asked_is_not_unscored(reason: str) -> None:
+    async def asked(fate: str) -> Any:
+        raise Rejected(fate, "why")
+
+    with pytest.raises(Rejected):
+        asyncio.run(read(cast(Ask, None), asked(reason)))
+    assert isinstance(asyncio.run(read(cast(Ask, None), asked("cut"))), Rejected)
 
 
 def test_a_judge_that_prefers_its_own_is_caught() -> None:
