@@ -95,7 +95,7 @@ class Pair(Unasked):
             return self._own(job)
         ranked = sorted((each for each in found if self.value(each) is not None), key=self._value, reverse=True)
         if len(ranked) < 2:
-            raise Rejected("unscored", f"{len(ranked)} of {len(found)} candidates have a score")
+            raise Rejected("unscored", f"{len(ranked)} of {len(found)} candidates have a score{_why(job)}")
         if self.pick == "all":
             # In the order in which the candidates came, whatever was drawn.
             scored = [each for each in job.candidates if self.value(each) is not None]
@@ -192,6 +192,14 @@ class Each(Unasked):
                 return lost.rejected(self.name, "neither_good_nor_bad", detail)
             meta["label"] = value >= self.good_from
         return answered(self, job, each, {**meta, "notes": each.notes} if each.notes else meta, candidates=())
+
+
+def _why(job: Record) -> str:
+    """What a judge's reply was, where none could be read: the first that a candidate or a comparison tells of."""
+    compared: Any = job.meta.get("compared")
+    told: list[Any] = [each.notes.get("unscored") for each in job.candidates]
+    told += [job.meta.get("unread"), *(each.get("unread") for each in compared or ())]
+    return next((f"; {each[0]}" for each in told if each), "")
 
 
 def answered(stage: Stage, job: Record, candidate: Candidate, meta: dict[str, JsonValue], **content: Any) -> Record:
