@@ -73,6 +73,7 @@ class Judge:
     """The sums over what one judge said in one stage."""
 
     scores: dict[str, Counter[float]] = field(default_factory=dict)
+    tops: dict[str, float] = field(default_factory=dict)
     levels: Counter[float] = field(default_factory=Counter)
     own: Counter[float] = field(default_factory=Counter)
     others: Counter[float] = field(default_factory=Counter)
@@ -102,6 +103,7 @@ class Judge:
         self.levels[level] += 1
         (self.own if seen.own else self.others)[level] += 1
         self.scores.setdefault(seen.aspect, Counter())[seen.score] += 1
+        self.tops[seen.aspect] = seen.high
 
     def _verdict(self, seen: Verdict) -> None:
         said = [each for each in (seen.forward, seen.backward) if each is not None]
@@ -164,12 +166,7 @@ class Judge:
         """What a person should know before the rows are used."""
         made, said = self.data(), []
         if self.grades["asked"] >= GRADES:
-            if (made["top_share"] or 0) >= SATURATED:
-                said.append(
-                    f"{made['top_share']:.0%} of its grades are the highest there is: they hardly tell answers apart"
-                )
-            elif (made["most_given"] or 0) >= ALIKE:
-                said.append(f"{made['most_given']:.0%} of its grades are the same: they hardly tell answers apart")
+            said += self._saturated()
             if made["unscored"] >= UNREAD:
                 said.append(f"{made['unscored']:.0%} of its grades could not be read")
             enough = min(self.own.total(), self.others.total()) >= GRADES
@@ -194,6 +191,24 @@ class Judge:
                 said.append(f"it finds the answer that stands first best in {first:.0%} of its lists")
             if made["unread"] >= UNREAD:
                 said.append(f"{made['unread']:.0%} of its lists could not be read")
+        return said
+
+    def _saturated(self) -> list[str]:
+        """The aspects whose grades are nearly all the highest, or all alike."""
+        said = []
+        enough = [name for name, counts in sorted(self.scores.items()) if counts.total() >= GRADES]
+        shares = {name: self.scores[name][self.tops[name]] / self.scores[name].total() for name in enough}
+        full = [name for name in enough if shares[name] >= SATURATED]
+        alike = {
+            name: max(self.scores[name].values()) / self.scores[name].total() for name in enough if name not in full
+        }
+        same = [name for name in alike if alike[name] >= ALIKE]
+        for names, found, what in ((full, shares, "the highest there is"), (same, alike, "the same")):
+            if names:
+                least = min(found[name] for name in names)
+                said.append(
+                    f"{least:.0%} of its grades for {', '.join(names)} are {what}: they hardly tell answers apart"
+                )
         return said
 
 

@@ -17,8 +17,10 @@ The lowest and the highest number of a scale are its ends; grades between them n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
@@ -102,6 +104,19 @@ class Rubric(Frozen):
     def of(self, name: str) -> Scale:
         """The aspect, or the overall grade. Raises StopIteration."""
         return self.overall if name == OVERALL and self.overall else next(a for a in self.aspects if a.name == name)
+
+    def astray(self, scores: Mapping[str, float | None], within: float) -> str:
+        """What is wrong with an overall grade that is further than `within`, a part of the scale, from the aspects' mean."""
+        overall, aspects = scores.get(OVERALL), [scores.get(each.name) for each in self.aspects]
+        if self.overall is None or overall is None:
+            return ""
+        parts = [each.part(score) for each, score in zip(self.aspects, aspects, strict=True) if score is not None]
+        if len(parts) < len(aspects):
+            return f"an overall grade of {overall:g} cannot be compared with the aspects: one has none"
+        if abs(self.overall.part(overall) - fmean(parts)) <= within:
+            return ""
+        told = ", ".join(f"{score:g}" for score in aspects if score is not None)
+        return f"an overall grade of {overall:g} does not follow from the aspects ({told})"
 
     def shown(self) -> dict[str, Any]:
         """For a prompt: `task`, `aspects`, `overall` (or nothing)."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from server import published, write_seeds
 
-from kdgen.errors import UserError
+from kdgen.errors import Rejected, UserError
 from kdgen.judging import Grade, Judging, Verdict
 from kdgen.record import digest
 from kdgen.resources import builtins
 from kdgen.rubrics import load_rubric
+from kdgen.stages.base import Ask
+from kdgen.stages.judged import read
 
 RUBRIC = """about: x
 source: x
@@ -56,7 +59,7 @@ def judged(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
             path.write_text("".join(json.dumps(rule) + "\n" for rule in own))
             teachers[name] = {"provider": "scripted", "path": path.name, "model": name}
         write_seeds(tmp_path / "s.jsonl", seeds)
-        recipe = {"name": "judged", "teachers": teachers, "stages": [*first, made], **more}
+        recipe = {"name": "judged", "teachers": teachers, "stages": [*first, made, *more.pop("after", ())], **more}
         (tmp_path / "j.yaml").write_text(json.dumps(recipe))
         ledger = f"{digest(rules)}.db"
         return kdgen("run", "./j.yaml", "--seeds", "s.jsonl", "-o", "out", "--ledger", ledger, "--json")
@@ -176,11 +179,12 @@ def test_a_judge_that_always_says_ten_is_caught(judged: Callable[..., Any], tmp_
     assert report["distribution"]["overall"] == {"10": 30}
     (notice,) = made["notices"]
     assert notice == (
-        "feedback/judge, judge teacher: 100% of its grades are the highest there is: they hardly tell answers apart"
+        "feedback/judge, judge teacher: 100% of its grades for clear, overall, right are the highest there is: "
+        "they hardly tell answers apart"
     )
     assert f"note: {notice}" in said.err and notice in (tmp_path / "out/README.md").read_text()
     rules = [
-        {"regex": rf"task{digit}\b|task\d{digit}\b", "reply": grades(1 + digit // 2, 1 + digit % 5, 5)}
+        {"regex": rf"task{digit}\b|task\d{digit}\b", "reply": grades(1 + digit // 2, 1 + digit % 5, 1 + digit)}
         for digit in range(10)
     ]
     assert not json.loads(judged(rules, {"within": 1}, rows(30)).out)["notices"]
@@ -242,6 +246,55 @@ def test_the_rubrics_that_ship(name: str) -> None:
     assert all(list(each["properties"]) == ["reason", "score"] for each in properties["$defs"].values())
 
 
+def test_rows_that_teach_a_judge(judged: Callable[..., Any], tmp_path: Path) -> None:
+    form = {"format": "evaluator", "rubric": "./rubric.yaml", "aspect": "clear"}
+    rules = [{"contains": "task1", "reply": "unreadable"}, {"reply": grades(5, 1, 5)}]
+    said = judged(rules, {}, rows(2), export=form)
+    assert said.code == 0 and json.loads(said.out)["counts"]["rejects"] == {"no_place_in_format": 1}
+    (row,) = lines(tmp_path / "out/data.jsonl")
+    asked, said_ = row.pop("messages")
+    assert said_ == {"role": "assistant", "content": "clear so\n[RESULT] 1"}
+    assert all(part in asked["content"] for part in ("task0", "an answer", "Is it clear?", "1 = No.", "from 1 to 5"))
+    assert row == {
+        "orig_instruction": "task0",
+        "orig_response": "an answer",
+        "orig_reference_answer": "",
+        "orig_criteria": "Is it clear?",
+        "orig_feedback": "clear so",
+        "orig_score": 1,
+        "orig_score1_description": "No.",
+        "orig_score5_description": "Yes.",
+    }
+    # Of candidates, one row each; a mean between two grades has no feedback of its own.
+    first = {"stage": "feedback", "method": "candidates", "prompt": "label/brief", "n": 2}
+    rules = [
+        {"contains": "You judge", "nth": 0, "reply": grades(5, 2, 7)},
+        {"contains": "You judge", "reply": grades(5, 3, 7)},
+    ]
+    each = {"stage": "feedback", "method": "each"}
+    for times, count in ((1, 2), (2, 0)):
+        said = judged(
+            [*rules, {"reply": "an answer {digest}"}], {"times": times}, rows(1), first, after=[each], export=form
+        )
+        assert said.code == (0 if count else 5)
+        if count:
+            assert json.loads(said.out)["counts"]["rows"] == count
+            told = lines(tmp_path / "out/data.jsonl")[0]
+            assert (
+                "known to be right" in told["messages"][0]["content"] and told["orig_reference_answer"] == "an answer"
+            )
+
+
+@pytest.mark.parametrize("reason", ["budget_reached", "prompt_failed", "empty_prompt"])
+def test_what_was_never_asked_is_not_unscored(reason: str) -> None:
+    async def asked(fate: str) -> Any:
+        raise Rejected(fate, "why")
+
+    with pytest.raises(Rejected):
+        asyncio.run(read(cast(Ask, None), asked(reason)))
+    assert isinstance(asyncio.run(read(cast(Ask, None), asked("cut"))), Rejected)
+
+
 def test_a_judge_that_prefers_its_own_is_caught() -> None:
     judging = Judging()
     for number in range(40):
@@ -253,6 +306,18 @@ def test_a_judge_that_prefers_its_own_is_caught() -> None:
     assert [each.split(": ")[1] for each in judging.notices("s")] == [
         "it grades its own model's answers 50% of the scale over others'",
         "its own model's answers win 90% of their comparisons",
+    ]
+
+
+def test_one_aspect_that_is_always_ten_is_caught_among_others() -> None:
+    judging = Judging()
+    for number in range(40):
+        judging.add(Grade("j", "x", 1 + number % 5, 1, 5))
+        judging.add(Grade("j", "overall", 10, 1, 10))
+        judging.add(Grade("j", "flat", 3, 1, 5))
+    assert [each.split(": ")[1] for each in judging.notices("s")] == [
+        "100% of its grades for overall are the highest there is",
+        "100% of its grades for flat are the same",
     ]
 
 

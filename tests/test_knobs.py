@@ -22,6 +22,7 @@ from kdgen.export import (
     Alpaca,
     Critique,
     Edits,
+    Evaluator,
     Kto,
     Messages,
     Preference,
@@ -45,6 +46,7 @@ from kdgen.stages.branch import Branch
 from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
+from kdgen.stages.compare import Compare
 from kdgen.stages.contrast import Contrast, Side
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.edit import Edit, Weights
@@ -57,8 +59,9 @@ from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
+from kdgen.stages.rank import Rank
 from kdgen.stages.rephrase import Rephrase, Style
-from kdgen.stages.reward import Reward
+from kdgen.stages.reward import RewardModel
 from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
@@ -155,6 +158,31 @@ RULES = [
     {"regex": r"(?s)\[(\d)\]\n([^\n]+)\n.*Query: \2\n", "reply": r'{"reason": "so", "which": \1}'},
     {"regex": "(?s)few words.*Rate the", "reply": "Rate the following words: red"},
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
+    {
+        "regex": "(?s)You compare two answers.*First answer:.*late",
+        "reply": '{"reason": "{digest}", "better": "second"}',
+    },
+    {"contains": "You compare two answers", "reply": '{"reason": "{digest}", "better": "first"}'},
+    {
+        "contains": "single number",
+        "reply": "1",
+        "logprobs": [
+            {
+                "token": "1",
+                "logprob": -1,
+                "top_logprobs": [{"token": "1", "logprob": -1}, {"token": "2", "logprob": -2}],
+            }
+        ],
+    },
+    {
+        "regex": "(?s)side by side.*overall",
+        "reply": '{"ratings": [{"answer": 1, "reason": "x", "score": 8}, {"answer": 2, "reason": "y", "score": 5}]}',
+    },
+    {
+        "contains": "side by side",
+        "reply": '{"ratings": [{"answer": 1, "reason": "x", "score": 4}, {"answer": 2, "reason": "y", "score": 5}]}',
+    },
+    {"contains": '"order"', "reply": '{"reason": "{digest}", "order": [2, 1]}'},
     {"regex": "(?s)You review.*Answer to judge:.*First", "reply": '{"quality": {"reason": "{digest}", "score": 5}}'},
     {"contains": "You review", "reply": '{"quality": {"reason": "{digest}", "score": 3}}'},
     {
@@ -369,6 +397,16 @@ FAIR: dict[str, Any] = {"stages": [{**JUDGE, "rubric": "ultrafeedback"}]}
 SCORED: dict[str, Any] = {"stages": [DRAWN, JUDGE, {"stage": "feedback", "method": "pair"}]}
 THOUGHT = {"stages": [{**DRAWN, "params": {"max_tokens": 9}}, JUDGE], "seeds": {"path": "s.jsonl", "limit": 1}}
 EACH = {**THOUGHT, "stages": [*THOUGHT["stages"], {"stage": "feedback", "method": "each", "good_from": 1}]}
+COMPARE: dict[str, Any] = {"stage": "feedback", "method": "compare", "prompt": "feedback/compare"}
+MANY = {**DRAWN, "own": "gold", "n": 3}
+COMPARED = {"stages": [MANY, COMPARE], "export": {"format": "ranked"}, "seeds": {"path": "s.jsonl", "limit": 3}}
+SOFT = {**COMPARED, "stages": [MANY, {**COMPARE, "prompt": "feedback/prefer", "soft": True, "params": {"logprobs": 2}}]}
+RANK: dict[str, Any] = {"stage": "feedback", "method": "rank", "prompt": "feedback/rank", "rubric": "ultrafeedback"}
+RANKED = {**COMPARED, "stages": [{**MANY, "n": 2}, RANK]}
+EVALUATE = {
+    "stages": [{**JUDGE, "rubric": "ultrafeedback"}],
+    "export": {"format": "evaluator", "rubric": "ultrafeedback"},
+}
 S, T = "stages.0.", "teachers.teacher."
 # (piece, base recipe, {field: what --set makes of it}); a list of several settings flips them together.
 KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
@@ -979,7 +1017,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {"reasoning": "export.reasoning=fold", "system": "export.system=keep"},
     ),
     (
-        Reward,
+        RewardModel,
         REWARD,
         {
             "to": S + "to=nobody",
@@ -1047,6 +1085,57 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         Judge,
         {**FAIR, "teachers": TWO, "stages": [{**FAIR["stages"][0], "judges": ["one", "teacher"]}]},
         {"judges": S + "judges=[teacher, one]"},
+    ),
+    (
+        Compare,
+        COMPARED,
+        {
+            "to": "stages.1.to=nobody",
+            "banks": "stages.1.banks={system: systems}",
+            "lists": "stages.1.lists={rules: principles}",
+            "params": "stages.1.params.temperature=1",
+            "prompt": "stages.1.prompt=feedback/prefer",
+            "over": "stages.1.over=first",
+            "ties": "stages.1.ties=false",
+            "swap": "stages.1.swap=false",
+            "name_as": "stages.1.name_as=won",
+            "soft": "stages.1={stage: feedback, method: compare, prompt: feedback/prefer, soft: true, params: {logprobs: 2}}",
+        },
+    ),
+    (
+        Compare,
+        {**COMPARED, "teachers": TWO, "stages": [{**MANY, "to": "one"}, {**COMPARE, "judges": ["one", "teacher"]}]},
+        {"judges": "stages.1.judges=[teacher, one]"},
+    ),
+    (
+        Rank,
+        RANKED,
+        {
+            "to": "stages.1.to=nobody",
+            "banks": "stages.1.banks={system: systems}",
+            "lists": "stages.1.lists={rules: principles}",
+            "params": "stages.1.params.temperature=1",
+            "prompt": "stages.1.prompt=feedback/order",
+            "rubric": "stages.1.rubric=additive",
+            "form": "stages.1={stage: feedback, method: rank, prompt: feedback/order, rubric: ultrafeedback, form: order}",
+            "times": "stages.1.times=2",
+            "within": "stages.1.within=0.01",
+        },
+    ),
+    (
+        Rank,
+        {**RANKED, "teachers": TWO, "stages": [{**MANY, "n": 2, "to": "one"}, {**RANK, "judges": ["one", "teacher"]}]},
+        {"judges": "stages.1.judges=[teacher, one]"},
+    ),
+    (
+        Evaluator,
+        EVALUATE,
+        {
+            "rubric": "export.rubric=critic",
+            "aspect": "export.aspect=honesty",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=keep",
+        },
     ),
     (Pair, SCORED, {"by": "stages.2.by=truth", "margin": "stages.2.margin=9"}),
     (
@@ -1347,8 +1436,9 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
         MERGED,
         CANDIDATES,
         FAIR,
-    ],
-    ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged candidates judge".split(),
+        COMPARED,
+        SOFT,
+        RANKED,
         CONTRAST,
         RELAXED,
         STEPS,
@@ -1356,8 +1446,10 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
         EDIT,
         REWARD,
     ],
-    ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged contrast relaxed "
-    "steps rollouts edit reward".split(),
+    ids=(
+        "answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged candidates judge "
+        "compare soft rank contrast relaxed steps rollouts edit reward"
+    ).split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

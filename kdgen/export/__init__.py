@@ -9,6 +9,7 @@ from pydantic import Field
 from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
 from kdgen.export.critiques import Critique
 from kdgen.export.edits import Edits
+from kdgen.export.evaluator import Evaluator
 from kdgen.export.preference import Kto, Preference, Ranked, Reward
 from kdgen.export.prompt import PromptOnly
 from kdgen.export.retrieval import Retrieval
@@ -22,6 +23,7 @@ AnyFormat = Annotated[
     | Retrieval
     | Critique
     | Edits
+    | Evaluator
     | Kto
     | Preference
     | Ranked
@@ -38,6 +40,7 @@ FORMATS = (
     "retrieval",
     "critique",
     "edits",
+    "evaluator",
     "kto",
     "preference",
     "ranked",
@@ -52,6 +55,7 @@ __all__ = [
     "AnyFormat",
     "Critique",
     "Edits",
+    "Evaluator",
     "Kto",
     "Messages",
     "Preference",

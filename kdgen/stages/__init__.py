@@ -13,6 +13,7 @@ from kdgen.stages.branch import Branch
 from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
+from kdgen.stages.compare import Compare
 from kdgen.stages.contrast import Contrast
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.edit import Edit
@@ -25,8 +26,9 @@ from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
+from kdgen.stages.rank import Rank
 from kdgen.stages.rephrase import Rephrase
-from kdgen.stages.reward import Reward
+from kdgen.stages.reward import RewardModel
 from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
@@ -72,12 +74,14 @@ AnyStage = Annotated[
     | Annotated[Verify, Tag("feedback/verify")]
     | Annotated[Candidates, Tag("feedback/candidates")]
     | Annotated[Judge, Tag("feedback/judge")]
+    | Annotated[Compare, Tag("feedback/compare")]
+    | Annotated[Rank, Tag("feedback/rank")]
     | Annotated[Pair, Tag("feedback/pair")]
     | Annotated[Each, Tag("feedback/each")]
     | Annotated[Contrast, Tag("feedback/contrast")]
     | Annotated[Steps, Tag("feedback/steps")]
     | Annotated[Edit, Tag("feedback/edit")]
-    | Annotated[Reward, Tag("feedback/reward")]
+    | Annotated[RewardModel, Tag("feedback/reward")]
     | Annotated[Star, Tag("self/star")]
     | Annotated[Kin, Tag("self/kin")],
     Discriminator(_which),
@@ -109,6 +113,8 @@ METHODS = (
     "feedback/verify",
     "feedback/candidates",
     "feedback/judge",
+    "feedback/compare",
+    "feedback/rank",
     "feedback/pair",
     "feedback/each",
     "feedback/contrast",

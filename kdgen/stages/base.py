@@ -204,9 +204,9 @@ class Stage(Frozen):
         return False
 
     @property
-    def reads_logprobs(self) -> bool:
-        """Whether it needs the logprobs of its teacher's replies."""
-        return False
+    def reads_logprobs(self) -> int | None:
+        """The `logprobs` that its teachers must be asked for at the least; None where it reads none."""
+        return None
 
     @property
     def validates(self) -> set[str]:

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue
@@ -75,7 +74,8 @@ class Judge(Judged):
         if not answers:
             raise Rejected("no_answer", "the record has neither candidates nor an output")
         asks = [ask.fork() for _ in answers]
-        found = await gathered([self._judged(job, each, own) for each, own in zip(answers, asks, strict=True)])
+        pairs = enumerate(zip(answers, asks, strict=True))
+        found = await gathered([self._judged(job, place, each, own) for place, (each, own) in pairs])
         ask.calls += [call for each in asks for call in each.calls]
         if fate := next((each for each in found if isinstance(each, Rejected)), None):
             raise fate
@@ -97,10 +97,10 @@ class Judge(Judged):
         writers = {"scores": str(own.notes["judge"])} if "judge" in own.notes else {}
         return [job.child(stage=self.stage, method=self.method, calls=calls, writers=writers, meta=meta)]
 
-    async def _judged(self, job: Record, answer: Candidate, ask: Ask) -> Candidate:
+    async def _judged(self, job: Record, place: int, answer: Candidate, ask: Ask) -> Candidate:
         """An answer with its scores, reasons, and what could not be read."""
         jobs = [(role, nth, ask.fork()) for role in self.jury for nth in range(self.times)]
-        sheets = await gathered([self._sheet(job, answer, *each) for each in jobs])
+        sheets = await gathered([self._sheet(job, place, answer, *each) for each in jobs])
         ask.calls += [call for _, _, each in jobs for call in each.calls]
         if fate := next((each for each in sheets if isinstance(each, Rejected)), None):
             raise fate
@@ -135,8 +135,8 @@ class Judge(Judged):
         aspects = [scores[each.name] for each in self.rubric.aspects]
         return None if None in aspects else mean(aspects)
 
-    async def _sheet(self, job: Record, answer: Candidate, role: str, nth: int, ask: Ask) -> Sheet:
-        shown = {"rubric": self.rubric.shown(), "output": answer.output, **shown_of(job)}
+    async def _sheet(self, job: Record, place: int, answer: Candidate, role: str, nth: int, ask: Ask) -> Sheet:
+        shown = {"rubric": self.rubric.shown(), "output": answer.output, "place": place, **shown_of(job)}
         schema = self.rubric.schema_of_grades
         reply = await read(ask, ask(self.prompt, to=role, nth=nth, schema=schema, check=self._off_step, **shown))
         if isinstance(reply, Rejected):
@@ -145,7 +145,7 @@ class Judge(Judged):
         grades = json.loads(reply.text)
         scores: dict[str, float | None] = {name: float(grades[name]["score"]) for name in self.rubric.names}
         reasons = {name: str(grades[name]["reason"]) for name in self.rubric.names}
-        wrong = self._astray(scores)
+        wrong = self.rubric.astray(scores, self.within)
         return Sheet(role, {**scores, OVERALL: None} if wrong else scores, reasons, reply.teacher, wrong)
 
     def _off_step(self, reply: Reply) -> str | None:
@@ -155,18 +155,6 @@ class Judge(Judged):
             if float(grades[name]["score"]) % (0.5 if self.rubric.of(name).halves else 1):
                 return f"{name}: {grades[name]['score']} is between the steps of the scale"
         return None
-
-    def _astray(self, scores: Mapping[str, float | None]) -> str:
-        """What is wrong with an overall grade that its aspects do not bear out."""
-        overall = scores.get(OVERALL)
-        if self.rubric.overall is None or overall is None:
-            return ""
-        parts = [each.part(scores[each.name] or 0) for each in self.rubric.aspects]
-        apart = abs(self.rubric.overall.part(overall) - fmean(parts))
-        if apart <= self.within:
-            return ""
-        aspects = ", ".join(f"{scores[each.name]:g}" for each in self.rubric.aspects)
-        return f"an overall grade of {overall:g} does not follow from the aspects ({aspects})"
 
     def _report(self, sheets: Sequence[Sheet], answer: Candidate, ask: Ask) -> None:
         for name in self.rubric.names:
@@ -178,10 +166,9 @@ class Judge(Judged):
             ask.rate([Counter(f"{each:g}" for each in given if each is not None)])
 
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
-        """Grades near the top that differ from reply to reply, so that pairs can be made of them."""
-        spread = len(words(1)) % 2
+        """Grades of which the first answer's are the highest, and each later one's a grade lower."""
         made = {}
         for name in self.rubric.names:
             low, high = self.rubric.of(name).ends
-            made[name] = {"reason": words(15), "score": high - spread * (high - low > 1)}
+            made[name] = {"reason": words(15), "score": max(low, high - int(variables["place"]))}
         return json.dumps(made)

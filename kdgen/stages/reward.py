@@ -17,7 +17,7 @@ from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Stage, bad_stage, gathered
 
 
-class Reward(Stage):
+class RewardModel(Stage):
     """Score answers by a reward model: D = {(x, y, φ(x, y; θ_T)) | x ~ X, y ~ p_S(y | x)} (Xu et al., Eq. 7), φ a number.
 
     The prompt is the conversation as the model reads it, the answer its last turn. Each of the record's `candidates` gets
