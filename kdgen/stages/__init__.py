@@ -21,6 +21,7 @@ from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
+from kdgen.stages.repair import Repair
 from kdgen.stages.rephrase import Rephrase
 from kdgen.stages.rewrite import Rewrite
 from kdgen.stages.round_trip import RoundTrip
@@ -63,6 +64,7 @@ AnyStage = Annotated[
     | Annotated[Dialogue, Tag("curate/dialogue")]
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
     | Annotated[Verify, Tag("feedback/verify")]
+    | Annotated[Repair, Tag("feedback/repair")]
     | Annotated[Candidates, Tag("feedback/candidates")]
     | Annotated[Pair, Tag("feedback/pair")]
     | Annotated[Each, Tag("feedback/each")],
@@ -93,6 +95,7 @@ METHODS = (
     "curate/dialogue",
     "curate/oss-instruct",
     "feedback/verify",
+    "feedback/repair",
     "feedback/candidates",
     "feedback/pair",
     "feedback/each",
