@@ -39,6 +39,7 @@ CASES: list[tuple[Any, str, str, bool | None]] = [
     ({"type": "math"}, "Twelve.\n#### 1,234", "1234", True),
     ({"type": "math"}, "Answer: 7 apples", "7", True),
     ({"type": "math"}, "Answer: 84 pens", "84", True),
+    ({"type": "math"}, "Answer: 1+__import__('os').getpid()", "1", False),
     ({"type": "math"}, "Answer: sqrt(2)*pi", r"\pi\sqrt2", True),
     ({"type": "math"}, r"\boxed{1} and \boxed{-2}", "-2, 1", True),
     ({"type": "math"}, r"First \boxed{1}. So in the end it is \boxed{2}", "2", True),
