@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from kdgen.agreement import Agreement
 from kdgen.config import Recipe
 from kdgen.errors import BudgetReached, EndpointError, Rejected, UserError
+from kdgen.judging import Judging, Seen
 from kdgen.programs import Programs
 from kdgen.prompts import Prompt
 from kdgen.record import Message, Record
@@ -70,6 +71,7 @@ class Desk:
     notices: list[str] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
     agreement: dict[str, Agreement] = field(default_factory=dict)
+    judging: dict[str, Judging] = field(default_factory=dict)
     handed: int = 0
     spent: BudgetReached | None = None
 
@@ -233,6 +235,12 @@ class JobAsk:
     def rate(self, units: Iterable[Mapping[str, int]]) -> None:
         """See `stages.base.Ask`."""
         self._desk.agreement.setdefault(self._step.stage.name, Agreement()).add(units)
+
+    def judged(self, seen: Iterable[Seen]) -> None:
+        """See `stages.base.Ask`."""
+        judging = self._desk.judging.setdefault(self._step.stage.name, Judging())
+        for each in seen:
+            judging.add(each)
 
     async def _whole(self, role: str, asked: Question) -> Reply:
         """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""

@@ -69,6 +69,7 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         "tokens stand behind them; `records.jsonl` names the replies of each row, `rejects.jsonl` says why each lost row was lost.",
         "",
         *_agreement(manifest),
+        *_judges(manifest),
         "## Provenance",
         "",
         f"- recipe `{manifest['hashes']['recipe']}`",
@@ -95,6 +96,47 @@ def _agreement(manifest: dict[str, Any]) -> list[str]:
         kappa, observed = ("-" if rated[name] is None else f"{rated[name]:.2f}" for name in ("kappa", "observed"))
         lines.append(f"| {stage} | {kappa} | {observed} | {rated['units']:,} | {rated['ratings']:,} |")
     return [*lines, ""]
+
+
+def _judges(manifest: dict[str, Any]) -> list[str]:
+    """What the verdicts of each judge say of the judge, over all that it was shown, what was lost later included."""
+    if not manifest["judges"]:
+        return []
+    lines = ["## Judges", "", "| stage | judge | report |", "|---|---|---|"]
+    for stage, judges in manifest["judges"].items():
+        for role, report in judges.items():
+            told = [
+                f"{words} {_figure(report[name])}" for name, words in REPORTED.items() if report.get(name) is not None
+            ]
+            lines.append(f"| {stage} | {role} | {', '.join(told)} |")
+    notices = [
+        notice
+        for notice in manifest["notices"]
+        if any(notice.startswith(f"{stage}, judge ") for stage in manifest["judges"])
+    ]
+    return [*lines, "", *(f"- {notice}" for notice in notices), *([""] if notices else [])]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+
+
+REPORTED = {
+    "grades": "grades",
+    "unscored": "unscored",
+    "top_share": "highest grade",
+    "entropy": "entropy",
+    "self_preference": "own model's over others'",
+    "pairs": "pairs",
+    "lists": "lists",
+    "unread": "unread",
+    "swap_consistency": "same when swapped",
+    "first_preferred": "first preferred",
+    "ties": "ties",
+    "own_wins": "own model wins",
+    "first_on_top": "first on top",
+    "first_expected": "by chance",
+}
 
 
 def _terms(manifest: dict[str, Any]) -> list[str]:

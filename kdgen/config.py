@@ -189,9 +189,14 @@ class Recipe(Frozen):
                 cause = f"a budget needs a bound on each reply, and {models[endless].label} has none"
                 hint = f"--set teachers.{endless}.max_tokens=…, or max_tokens in the stage's params"
                 raise UserError(cause, where=f"{asking} {endless}", hint=hint)
-            if stage.reads_logprobs and (mute := next((r for r in settled if settled[r].logprobs is None), "")):
-                cause = f"min_logprob cannot be told: {mute} is not asked for logprobs"
-                raise UserError(cause, where=f"{asking} {mute}", hint=f"--set stages.{number}.params.logprobs=0")
+            least = stage.reads_logprobs
+            given = {role: -1 if params.logprobs is None else params.logprobs for role, params in settled.items()}
+            if least is not None and (mute := next((role for role in given if given[role] < least), "")):
+                cause = (
+                    f"it reads logprobs, and {mute} is not asked for {'enough ' if given[mute] >= 0 else ''}logprobs"
+                )
+                hint = f"--set stages.{number}.params.logprobs={least}"
+                raise UserError(cause, where=f"{asking} {mute}", hint=hint)
             repaired |= {*self.reach(stage.validates)}
             whole |= set() if stage.cut_is_fine else bounded
             for team in (self.teachers[role] for role in stage.roles):

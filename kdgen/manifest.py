@@ -88,6 +88,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
         },
         "repairs": dict(run.desk.repairs),
         "agreement": {name: rated.data() for name, rated in sorted(run.desk.agreement.items())},
+        "judges": {name: judging.data() for name, judging in sorted(run.desk.judging.items())},
         "teachers": {role: _teacher(run, role, spec) for role, spec in recipe.leaves()},
         "teams": {
             role: spec.model_dump(mode="json")
@@ -101,7 +102,10 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
             prompt.name: {"about": prompt.about, "paper": prompt.paper, "variables": prompt.variables}
             for prompt in recipe.prompts()
         },
-        "notices": run.desk.notices,
+        "notices": [
+            *run.desk.notices,
+            *(each for name, judging in sorted(run.desk.judging.items()) for each in judging.notices(name)),
+        ],
         "hashes": {
             "recipe": recipe.digest,
             "prompts": {prompt.name: prompt.digest for prompt in recipe.prompts()},

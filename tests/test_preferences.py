@@ -172,8 +172,17 @@ def test_the_best_and_the_worst_are_a_pair_with_their_scores() -> None:
     (row,) = made_by(Pair(), candidates(2, 5, None, 1))
     assert pairs([row]) == ["bd"] and (row.output, row.writers) == ("b", {"output": "w1"})
     assert [each.scores for each in row.candidates] == [{"x": 5.0, "y": -5.0}, {"x": 1.0, "y": -1.0}]
-    assert row.meta == {"kept": 1, "pair": {"pick": "best-worst", "of": 4, "margin": 4.0}} and row.calls == ("k",)
+    assert row.meta == {
+        "kept": 1,
+        "pair": {"pick": "best-worst", "of": 4, "margin": 4.0, "unscored": 1},
+    } and row.calls == ("k",)
     assert pairs(made_by(Pair(by="y"), candidates(2, 5, 3, 1))) == ["db"]
+
+
+def test_an_answer_with_the_text_of_the_best_is_no_rival() -> None:
+    for pick in ("best-worst", "best-random"):
+        record = candidates(5, 1, 2, texts=["a", "a", "b"])  # type: ignore[arg-type]
+        assert pairs(made_by(Pair(pick=pick), record)) == ["ab"]  # type: ignore[arg-type]
 
 
 def test_what_is_no_pair_says_why() -> None:

@@ -13,14 +13,17 @@ from kdgen.stages.branch import Branch
 from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
 from kdgen.stages.cite import Cite, Grade
+from kdgen.stages.compare import Compare
 from kdgen.stages.dialogue import Dialogue
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
+from kdgen.stages.judge import Judge
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
+from kdgen.stages.rank import Rank
 from kdgen.stages.repair import Repair
 from kdgen.stages.rephrase import Rephrase
 from kdgen.stages.rewrite import Rewrite
@@ -66,6 +69,9 @@ AnyStage = Annotated[
     | Annotated[Verify, Tag("feedback/verify")]
     | Annotated[Repair, Tag("feedback/repair")]
     | Annotated[Candidates, Tag("feedback/candidates")]
+    | Annotated[Judge, Tag("feedback/judge")]
+    | Annotated[Compare, Tag("feedback/compare")]
+    | Annotated[Rank, Tag("feedback/rank")]
     | Annotated[Pair, Tag("feedback/pair")]
     | Annotated[Each, Tag("feedback/each")],
     Discriminator(_which),
@@ -97,6 +103,9 @@ METHODS = (
     "feedback/verify",
     "feedback/repair",
     "feedback/candidates",
+    "feedback/judge",
+    "feedback/compare",
+    "feedback/rank",
     "feedback/pair",
     "feedback/each",
 )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, JsonValue, create_model
 from kdgen.banks import BankFile
 from kdgen.errors import Pending, Rejected, UserError
 from kdgen.filters import AnyFilter
+from kdgen.judging import Seen
 from kdgen.prompts import Prompt
 from kdgen.record import Frozen, Message, Record, Row, score
 from kdgen.sandbox.box import Outcome
@@ -66,6 +67,9 @@ class Ask(Protocol):
 
     def rate(self, units: Iterable[Mapping[str, int]]) -> None:
         """Note how many raters gave each category to each unit of the job, for the run's agreement (Fleiss' kappa)."""
+
+    def judged(self, seen: Iterable[Seen]) -> None:
+        """Note what judges said, each by its role, for the run's report on them."""
 
 
 async def gathered(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T | Rejected]:
@@ -193,9 +197,9 @@ class Stage(Frozen):
         return False
 
     @property
-    def reads_logprobs(self) -> bool:
-        """Whether it needs the logprobs of its teacher's replies."""
-        return False
+    def reads_logprobs(self) -> int | None:
+        """The `logprobs` that its teachers must be asked for at the least; None where it reads none."""
+        return None
 
     @property
     def validates(self) -> set[str]:

@@ -32,9 +32,9 @@ class Unasked(Stage):
                 raise bad_stage(f"{field} has no effect: nobody is asked", f"{where}.{field}", "take it out")
 
 
-def shuffled(record: Record, draw: Draw) -> Record:
+def shuffled(record: Record, draw: Draw, nth: int = 0) -> Record:
     """The record with `meta.order`: the places of its candidates in an order drawn by their texts, stable under insertion."""
-    key = (draw.seed, draw.stage, *record.seeds, record.task or record.text)
+    key = (draw.seed, draw.stage, nth, *record.seeds, record.task or record.text)
     found = range(len(record.candidates))
 
     def drawn(place: int) -> tuple[int, int]:
@@ -103,16 +103,17 @@ class Pair(Unasked):
             scored = [each for each in job.candidates if self.value(each) is not None]
             return [self._row(job, *self._sorted(one, other)) for one, other in combinations(scored, 2)]
         best = ranked[0]
-        if self.pick == "best-worst":
-            low = self._value(ranked[-1])
-            return [self._row(job, best, next(each for each in found if self.value(each) == low and each is not best))]
         if self.pick == "matched":
             ends = list(zip(ranked, reversed(ranked), strict=True))[: len(ranked) // 2]
             apart = [pair for pair in ends if self._value(pair[0]) > self._value(pair[1])]
             return [self._row(job, *pair) for pair in apart or ends[:1]]
-        below = [each for each in found if each is not best and self.value(each) is not None]
-        fits = [each for each in below if self._wrong(best, each) is None]
-        return [self._row(job, best, (fits or below)[0])]
+        # An answer that says the same as the best one is no rival of it, whatever it was given.
+        rivals = [each for each in ranked if text_of(each) != text_of(best)] or ranked[1:]
+        if self.pick == "best-random":
+            drawn = [each for each in found if each in rivals]
+            return [self._row(job, best, next((each for each in drawn if not self._wrong(best, each)), drawn[0]))]
+        low = self._value(rivals[-1])
+        return [self._row(job, best, next(each for each in rivals if self._value(each) == low))]
 
     def value(self, candidate: Candidate) -> float | None:
         """The score that decides, None where it has none."""
@@ -152,6 +153,8 @@ class Pair(Unasked):
         meta: dict[str, JsonValue] = {"pick": self.pick, "of": len(job.candidates)}
         if high is not None and low is not None:
             meta["margin"] = round(high - low, 6)
+        if self.pick != "own" and (lost := sum(self.value(each) is None for each in job.candidates)):
+            meta["unscored"] = lost
         return answered(self, job, chosen, {"pair": meta}, candidates=(chosen, rejected))
 
 

@@ -113,9 +113,9 @@ class Write(Stage):
         )
 
     @property
-    def reads_logprobs(self) -> bool:
+    def reads_logprobs(self) -> int | None:
         """For `min_logprob`."""
-        return self.min_logprob is not None
+        return None if self.min_logprob is None else 0
 
     def check(self, where: str) -> None:
         """Only an example has a label to verify, and only a query is measured."""

@@ -35,3 +35,39 @@ def probability(body: Mapping[str, Any], part: str) -> float | None:
             total += logprob
         start = end
     return min(1.0, math.exp(total))
+
+
+def options(body: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """The logprob of each of `names` at the last token of a reply that is one of them, as far as the reply tells.
+
+    A token counts by its letters and digits; tokens that are the same name (` 1`, `1`) are added up. Of a name that is not
+    among the likeliest ones listed there, the least likely one listed is an upper bound, and taken. Empty where no token
+    is one of the names, or no other is listed beside it.
+    """
+    choices: Sequence[Mapping[str, Any]] = body.get("choices") or ()
+    try:
+        tokens = [token for choice in choices[:1] for token in (choice.get("logprobs") or {}).get("content") or ()]
+        messages = [item for item in body.get("output") or () if item.get("type") == "message"]
+        tokens += [
+            token for item in messages for part in item.get("content") or () for token in part.get("logprobs") or ()
+        ]
+        place = next((token for token in reversed(tokens) if _bare(token.get("token")) in names), None)
+        if place is None:
+            return {}
+        listed = [(_bare(each["token"]), float(each["logprob"])) for each in place.get("top_logprobs") or ()]
+    except (*MALFORMED, ValueError):
+        return {}
+    if len(listed) < 2:
+        return {}
+    least = min(logprob for _, logprob in listed)
+    found = {name: [logprob for token, logprob in listed if token == name] for name in names}
+    return {name: _joined(all_) if all_ else least for name, all_ in found.items()}
+
+
+def _joined(logprobs: Sequence[float]) -> float:
+    most = max(logprobs)
+    return most + math.log(math.fsum(math.exp(each - most) for each in logprobs))
+
+
+def _bare(token: object) -> str:
+    return "".join(letter for letter in str(token) if letter.isalnum())
