@@ -24,8 +24,8 @@ from kdgen.teachers import AnyTeacher, parse_spec
 from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Budget
 from kdgen.teachers.keys import refuse_keys
-from kdgen.teachers.roles import Cascade
 from kdgen.terms import Ack, Use
+from kdgen.uses import check_use
 from kdgen.yamls import Key, Source, explain, load_yaml, parse_value
 
 TRANSPORT = {
@@ -163,7 +163,7 @@ class Recipe(Frozen):
                     where=where(("teachers", role)),
                     hint=f"take it out, or let a stage ask it: `to: {role}`",
                 )
-        self._check_use(where, models)
+        check_use(self, where, models)
         if self.loop and self.loop.reads == "pool" and not any(isinstance(stage, PoolStage) for stage in self.stages):
             cause = "loop.reads: pool has no effect: no stage grows a pool"
             raise UserError(cause, where=where(("loop", "reads")), hint="reads: seeds, or reads: rows")
@@ -178,57 +178,6 @@ class Recipe(Frozen):
             if explicit and not any(stage.consumes for stage in self.stages):
                 cause = "against_seeds has no effect: no stage makes new tasks, so every row is a seed's"
                 raise UserError(cause, where=where(("dedupe", number, "against_seeds")), hint="take it out")
-
-    def _check_use(self, where: Callable[[Key], str], models: dict[str, TeacherSpec]) -> None:
-        """Every teacher takes what its stages ask of it, and nothing that it is set to do is without effect."""
-        opened = {role for stage in self.stages for role in self.reach(stage.opens)}
-        for role in sorted(opened):
-            if (shut := models[role].shut()) is not None:
-                raise UserError(f"{models[role].label} cannot write a user's turn: {shut[0]}",
-                                where=where(("teachers", role)), hint=shut[1].replace("ROLE", role))  # fmt: skip
-        repaired, whole = set[str](), set[str]()
-        for number, stage in enumerate(self.stages):
-            asking = f"{where(('stages', number))}: stage {stage.name} asking"
-            settled = {
-                role: models[role].settle(stage.params, f"{asking} {role}")[0] for role in self.reach(stage.roles)
-            }
-            for role in sorted(settled):
-                scores = role in self.reach(stage.scorers)
-                if models[role].scores not in (None, scores):
-                    cause = "says numbers, and no words" if not scores else "says words, and no number"
-                    hint = "a reward model is for feedback/reward alone: provider: vllm, base_url: …, api: classify"
-                    raise UserError(f"{models[role].label} {cause}", where=f"{asking} {role}", hint=hint)
-            bounded = {role for role, params in settled.items() if params.max_tokens is not None or models[role].scores}
-            if self.budget != Budget() and (endless := next((role for role in settled if role not in bounded), "")):
-                cause = f"a budget needs a bound on each reply, and {models[endless].label} has none"
-                hint = f"--set teachers.{endless}.max_tokens=…, or max_tokens in the stage's params"
-                raise UserError(cause, where=f"{asking} {endless}", hint=hint)
-            least = stage.reads_logprobs
-            given = {role: -1 if params.logprobs is None else params.logprobs for role, params in settled.items()}
-            if least is not None and (mute := next((role for role in given if given[role] < least), "")):
-                cause = (
-                    f"it reads logprobs, and {mute} is not asked for {'enough ' if given[mute] >= 0 else ''}logprobs"
-                )
-                hint = f"--set stages.{number}.params.logprobs={least}"
-                raise UserError(cause, where=f"{asking} {mute}", hint=hint)
-            repaired |= {*self.reach(stage.validates)}
-            whole |= set() if stage.cut_is_fine else bounded
-            for team in (self.teachers[role] for role in stage.roles):
-                if not isinstance(team, Cascade) or team.min_logprob is None:
-                    continue
-                if mute := next((role for role in team.of[:-1] if settled[role].logprobs is None), ""):
-                    cause = f"min_logprob has no effect: {mute} is not asked for logprobs"
-                    raise UserError(cause, where=f"{asking} {mute}", hint=f"--set teachers.{mute}.logprobs=0")
-        for role, spec in models.items():
-            if getattr(spec, "template", None) is not None and role not in opened:
-                cause = f"template has no effect: no stage has {role} write a user's turn"
-                raise UserError(cause, where=where(("teachers", role, "template")), hint="take it out")
-            if spec.repairs and role not in repaired:
-                cause = f"repairs has no effect: no stage that asks {role} checks its replies"
-                raise UserError(cause, where=where(("teachers", role, "repairs")), hint="take it out")
-            if spec.on_cut == "retry" and role not in whole:
-                cause = f"on_cut: retry has no effect: no stage that needs whole replies of {role} bounds them"
-                raise UserError(cause, where=where(("teachers", role, "on_cut")), hint="set max_tokens, or take it out")
 
 
 def load_recipe(

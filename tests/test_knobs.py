@@ -60,6 +60,7 @@ from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rank import Rank
+from kdgen.stages.repair import Repair
 from kdgen.stages.rephrase import Rephrase, Style
 from kdgen.stages.reward import RewardModel
 from kdgen.stages.rewrite import Rewrite
@@ -121,6 +122,7 @@ RULES = [
     {"contains": "another way", "reply": VERDICTS % "wrong"},
     {"contains": "finish solutions", "nth": 0, "reply": "Answer: 7"},
     {"contains": "finish solutions", "reply": "Answer: 4"},
+    {"contains": "help a student", "reply": "It is mended, {digest}."},
     {"contains": '"critique"', "reply": '{"critique": "{digest}", "verdict": "revise"}'},
     {"contains": "Critique:", "reply": "Better {digest}."},
     {"contains": '"selected"', "reply": '{"reason": "{digest}", "selected": "direct"}'},
@@ -388,6 +390,16 @@ VERIFY: dict[str, Any] = {
 VERIFIED = {**SAMPLE["stages"][0], "prompt": "label/rationale", "pick": "verify", "verifier": {"type": "exact"}}
 PROMPTED = {**VERIFY, "export": {"format": "prompt"}}
 V = "stages.1."
+MEND = {
+    "stage": "feedback",
+    "method": "repair",
+    "attempt": "label/brief",
+    "prompt": "feedback/repair",
+    "again": "feedback/repair/again",
+    "student": "teacher",
+    "verifier": {"type": "regex", "pattern": "mended|sorry"},
+}
+REPAIR = {"stages": [MEND]}
 DRAWN = {"stage": "feedback", "method": "candidates", "prompt": "label/answer", "n": 2, "own": "candidate"}
 CANDIDATES: dict[str, Any] = {"stages": [DRAWN, {"stage": "feedback", "method": "each"}]}
 AMONG = {"stages": [{**DRAWN, "own": "gold", "among": ["teacher", "one"]}, CANDIDATES["stages"][1]], "teachers": TWO}
@@ -580,6 +592,24 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "spec_from": "stages.1={stage: feedback, method: verify, spec_from: q}",
             "name_as": V + "name_as=other",
             "at_least": V + "at_least=1",
+        },
+    ),
+    (
+        Repair,
+        REPAIR,
+        {
+            "to": S + "to=nobody",
+            "params": S + "params.temperature=1",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={rules: principles}",
+            "attempt": S + "attempt=label/answer",
+            "prompt": S + "prompt=label/answer",
+            "again": S + "again=label/answer",
+            "student": S + "student=nobody",
+            "verifier": S + "verifier={type: regex, pattern: nowhere}",
+            "spec_from": f"stages.0={json.dumps({**{k: v for k, v in MEND.items() if k != 'verifier'}, 'spec_from': 'q'})}",
+            "rows": f"stages.0={json.dumps({**{k: v for k, v in MEND.items() if k != 'again'}, 'rows': 'fix'})}",
+            "solved": S + "solved=keep",
         },
     ),
     (

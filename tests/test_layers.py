@@ -23,6 +23,7 @@ LAYERS = [
     {"banks", "dedupe", "seeds", "store"},
     {"codebooks", "rubrics", "teachers", "verifiers"},
     {"export", "stages", "terms"},
+    {"uses"},
     {"config"},
     {"manifest", "programs"},
     {"asking"},

@@ -67,6 +67,7 @@ GOLDEN = Path(__file__).parent / "golden"
 OTHER_SEEDS = {
     "curate/by-label": "curate/by-label.plan.jsonl",
     "expand/boundary": "expand/boundary.seeds.jsonl",
+    "feedback/repair": "feedback/repair.plan.jsonl",
     "expand/paraphrase-labelled": "expand/paraphrase-labelled.plan.jsonl",
     "self/humpback": "self/humpback.seeds.jsonl",
 }

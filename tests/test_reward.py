@@ -15,7 +15,7 @@ from kdgen.errors import Rejected
 from kdgen.prompts import load_prompt
 from kdgen.record import Candidate, Record, Reject
 from kdgen.resources import find
-from kdgen.stages.reward import Reward
+from kdgen.stages.reward import RewardModel
 from kdgen.teachers.base import Reply, Usage
 
 STAGE = "{stage: feedback, method: reward, prompt: feedback/reward, to: reward%s}"
@@ -140,7 +140,7 @@ class Scorer:
 
 
 def run(*outputs: str) -> Any:
-    stage = Reward(prompt=load_prompt(find("prompts", "feedback/reward", Path())))
+    stage = RewardModel(prompt=load_prompt(find("prompts", "feedback/reward", Path())))
     candidates = tuple(Candidate(output=each, calls=("own",), scores={"old": 1.0}) for each in outputs)
     job = Record(id="a", instruction="Why?", candidates=candidates, calls=("own",))
     scorer: Any = Scorer()

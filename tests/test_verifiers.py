@@ -39,6 +39,7 @@ CASES: list[tuple[Any, str, str, bool | None]] = [
     ({"type": "math"}, "Twelve.\n#### 1,234", "1234", True),
     ({"type": "math"}, "Answer: 7 apples", "7", True),
     ({"type": "math"}, "Answer: 84 pens", "84", True),
+    ({"type": "math"}, "Answer: 1+__import__('os').getpid()", "1", False),
     ({"type": "math"}, "Answer: sqrt(2)*pi", r"\pi\sqrt2", True),
     ({"type": "math"}, r"\boxed{1} and \boxed{-2}", "-2, 1", True),
     ({"type": "math"}, r"First \boxed{1}. So in the end it is \boxed{2}", "2", True),
@@ -107,7 +108,7 @@ PRINTS = {"type": "tests", "cases": [{"input": "2", "output": "4"}, {"input": "3
         (ASSERTS, "```python\nwhile True: pass\n```", 0, "program_timeout"),
         (ASSERTS, "```python\nx = bytearray(10 << 30)\n```", 0, "program_memory"),
         (PRINTS, "```python\nprint(int(input()) ** 2)\n```", 1, ""),
-        (PRINTS, "```python\nprint(4)\n```", 0.5, "case 2: 4"),
+        (PRINTS, "```python\nprint(4)\n```", 0.5, "case 2: it printed '4', not '9', for '3'"),
         (PRINTS, "```python\nx = = 2\n```", 0, "case 1: failed: SyntaxError"),
     ],
 )

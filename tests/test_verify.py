@@ -15,7 +15,7 @@ from test_programs import needs_walls
 from kdgen.errors import Rejected
 from kdgen.export import PromptOnly
 from kdgen.record import Candidate, Record, Reject
-from kdgen.stages.base import Draw
+from kdgen.stages.draw import Draw
 from kdgen.stages.pair import Pair
 from kdgen.stages.verify import Verify
 from kdgen.verifiers.reward import reward

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Tag
 
 from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
-from kdgen.stages.base import Ask, Draw, Pool, PoolStage, Stage
+from kdgen.stages.base import Ask, PoolStage, Stage
 from kdgen.stages.branch import Branch
 from kdgen.stages.candidates import Candidates
 from kdgen.stages.choose import Choose
@@ -16,6 +16,7 @@ from kdgen.stages.cite import Cite, Grade
 from kdgen.stages.compare import Compare
 from kdgen.stages.contrast import Contrast
 from kdgen.stages.dialogue import Dialogue
+from kdgen.stages.draw import Draw, Pool
 from kdgen.stages.edit import Edit
 from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
@@ -27,6 +28,7 @@ from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rank import Rank
+from kdgen.stages.repair import Repair
 from kdgen.stages.rephrase import Rephrase
 from kdgen.stages.reward import RewardModel
 from kdgen.stages.rewrite import Rewrite
@@ -72,6 +74,7 @@ AnyStage = Annotated[
     | Annotated[Dialogue, Tag("curate/dialogue")]
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
     | Annotated[Verify, Tag("feedback/verify")]
+    | Annotated[Repair, Tag("feedback/repair")]
     | Annotated[Candidates, Tag("feedback/candidates")]
     | Annotated[Judge, Tag("feedback/judge")]
     | Annotated[Compare, Tag("feedback/compare")]
@@ -111,6 +114,7 @@ METHODS = (
     "curate/dialogue",
     "curate/oss-instruct",
     "feedback/verify",
+    "feedback/repair",
     "feedback/candidates",
     "feedback/judge",
     "feedback/compare",

@@ -13,7 +13,8 @@ from kdgen.parse import final_answer, split_thinking
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Candidate, Record, Row, score
 from kdgen.stages.answer import TASK, asked_of, task_variables
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage, gathered
+from kdgen.stages.base import Ask, Stage, bad_stage, gathered
+from kdgen.stages.draw import Draw
 
 SEED = "seed"
 Drawn = tuple[str, str]  # the role that is asked, and the id of its principle

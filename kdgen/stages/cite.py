@@ -11,7 +11,8 @@ from kdgen.errors import Rejected
 from kdgen.parse import find_quote
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
-from kdgen.stages.base import Ask, Draw, Pool, Stage, bad_stage
+from kdgen.stages.base import Ask, Stage, bad_stage
+from kdgen.stages.draw import Draw, Pool
 from kdgen.teachers.base import Reply
 
 

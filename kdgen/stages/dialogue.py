@@ -13,7 +13,8 @@ from kdgen.parse import bare, split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Message, Record, Row
 from kdgen.stages.answer import TASK
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.stages.base import Ask, Stage, bad_stage
+from kdgen.stages.draw import Draw
 from kdgen.teachers.base import Reply
 
 END = "[END]"

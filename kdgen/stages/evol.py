@@ -13,7 +13,8 @@ from kdgen.parse import alone, split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.stages.base import Ask, Stage, bad_stage
+from kdgen.stages.draw import Draw
 
 LEAK = re.compile(r"\b(?:given|rewritten|created|new) prompt\b|#[a-z ]*prompt#", re.I)
 STOP_WORDS = frozenset(

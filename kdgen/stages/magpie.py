@@ -12,7 +12,8 @@ from kdgen.errors import Rejected
 from kdgen.parse import terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import BLANK, Record, Row, digest
-from kdgen.stages.base import Ask, Draw, Pool, PoolStage
+from kdgen.stages.base import Ask, PoolStage
+from kdgen.stages.draw import Draw, Pool
 
 ROLE_MARKS = re.compile(r"<\|[^|\n]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
 

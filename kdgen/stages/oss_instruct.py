@@ -12,7 +12,8 @@ from kdgen.errors import Rejected
 from kdgen.parse import first_program, split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row, digest
-from kdgen.stages.base import Ask, Draw, Stage
+from kdgen.stages.base import Ask, Stage
+from kdgen.stages.draw import Draw
 from kdgen.stages.write import EMPTY
 from kdgen.teachers.base import Reply
 from kdgen.verifiers.code import ASSERT, ending, failure

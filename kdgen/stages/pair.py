@@ -10,8 +10,9 @@ from pydantic import Field, JsonValue
 
 from kdgen.errors import Rejected
 from kdgen.record import Candidate, Record, Row, score
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.stages.base import Ask, Stage, bad_stage
 from kdgen.stages.candidates import SEED
+from kdgen.stages.draw import Draw
 
 UNASKED = ("to", "params", "banks", "lists")
 

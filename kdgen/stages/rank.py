@@ -16,7 +16,8 @@ from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Candidate, Record, Row
 from kdgen.rubrics import OVERALL, RubricFile, Scale
 from kdgen.stages.answer import TASK
-from kdgen.stages.base import Ask, Draw, bad_stage, gathered
+from kdgen.stages.base import Ask, bad_stage, gathered
+from kdgen.stages.draw import Draw
 from kdgen.stages.judged import Judged, mean, ranked, read, shown_of, unread, with_notes
 from kdgen.stages.pair import shuffled
 from kdgen.teachers.base import Reply

@@ -12,7 +12,8 @@ from kdgen.parse import alone, gist, split_thinking, terms, units
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Frozen, Record, Row
 from kdgen.stages.answer import TASK, task_variables
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage, bounded
+from kdgen.stages.base import Ask, Stage, bad_stage, bounded
+from kdgen.stages.draw import Draw
 from kdgen.stages.write import EMPTY, Pair, Pairs, listed, title_of
 from kdgen.teachers.base import Reply
 

@@ -14,7 +14,8 @@ from kdgen.parse import alone, split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Candidate, Record, Row
 from kdgen.stages.answer import TASK, asked_of, task_variables
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.stages.base import Ask, Stage, bad_stage
+from kdgen.stages.draw import Draw
 from kdgen.teachers.base import Reply
 
 ANNOUNCED = re.compile(r"\A[^\n.!?]{0,60}\b(?:revised|improved|corrected)\b[^\n.!?]{0,40}:[ \t*]*\n\s*", re.I)

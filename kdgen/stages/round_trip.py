@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from kdgen.errors import Rejected
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
-from kdgen.stages.base import Ask, Draw, Pool, Stage
+from kdgen.stages.base import Ask, Stage
+from kdgen.stages.draw import Draw, Pool
 
 
 class Choice(BaseModel):

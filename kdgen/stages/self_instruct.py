@@ -13,7 +13,8 @@ from kdgen.errors import Rejected, UserError
 from kdgen.parse import alone, bare, labelled, numbered, split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row, pick
-from kdgen.stages.base import Ask, Draw, Pool, PoolStage, bad_stage
+from kdgen.stages.base import Ask, PoolStage, bad_stage
+from kdgen.stages.draw import Draw, Pool
 from kdgen.teachers.base import Reply
 
 RENUMBERED = re.compile(r"^\d{1,3}[.):]\s+")

@@ -13,7 +13,8 @@ from kdgen.parse import bare, final_answer, same_answer, split_answer, split_thi
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row, score
 from kdgen.stages.answer import TASK, asked_of, reasoned, task_variables
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage
+from kdgen.stages.base import Ask, Stage, bad_stage
+from kdgen.stages.draw import Draw
 from kdgen.teachers.base import Reply
 
 SHOTS = frozenset({"question", "reasoning", "response"})

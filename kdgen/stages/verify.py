@@ -24,7 +24,7 @@ class Verify(Unasked):
     """A verifier's feedback on answers: D = {(x, y, φ(x, y)) | x ~ X, y ~ p_S(y | x)} (Xu et al., Eq. 7), φ being a rule.
 
     Each of the record's candidates, or its own output where it has none, gets the score of `verifier`, 0 to 1: a spec, or
-    (`spec_from`) what the seed's column of that name holds: a spec, its JSON, or IFEval's `instruction_id_list` beside
+    (`spec_from`) what the seed's column of that name holds: a spec or its JSON, asserts, or IFEval's `instruction_id_list` beside
     `kwargs`. The right answer is `meta.gold`. What cannot be judged has no score, and says why. With `at_least` a record
     of which nothing scores that is a reject. The spec stays in `meta.verifier`, so that a trainer can use it as a reward
     (RLVR: Tülu 3, arXiv 2411.15124). No model is asked.

@@ -13,7 +13,8 @@ from kdgen.parse import alone, bare, split_thinking, terms, units
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
-from kdgen.stages.base import Ask, Draw, Stage, bad_stage, bounded
+from kdgen.stages.base import Ask, Stage, bad_stage, bounded
+from kdgen.stages.draw import Draw
 from kdgen.stages.facts import disagrees, told, values_of
 from kdgen.teachers.base import Reply
 from kdgen.teachers.roles import mean_logprob

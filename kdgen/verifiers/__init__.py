@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from kdgen.verifiers.base import Execute, Verdict, Verifier, missing_packages
-from kdgen.verifiers.code import Tests
+from kdgen.verifiers.code import ASSERT, Tests
 from kdgen.verifiers.instructions import Instructions
 from kdgen.verifiers.math import Math
 from kdgen.verifiers.text import Choice, Citations, Exact, JsonSchema, Regex
@@ -20,11 +20,14 @@ _adapter: TypeAdapter[AnyVerifier] = TypeAdapter(AnyVerifier)
 
 
 def read_verifier(value: Any, others: dict[str, JsonValue] | None = None) -> AnyVerifier:
-    """The verifier that a seed's column holds: a spec, its JSON, or IFEval's `instruction_id_list` with `kwargs` in `others`.
+    """The verifier that a seed's column holds: a spec or its JSON, the asserts of unit tests, or IFEval's
+    `instruction_id_list` with `kwargs` in `others`.
 
     Raises ValueError that says what is wrong with it.
     """
     try:
+        if isinstance(value, str) and ASSERT.search(value):
+            return Tests(tests=value)
         if isinstance(value, str):
             return _adapter.validate_json(value)
         if isinstance(value, list):

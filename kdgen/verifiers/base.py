@@ -72,9 +72,9 @@ class Verifier(Frozen):
 
     async def decide(self, answer: str, gold: str, execute: Execute) -> Verdict:
         """The verdict on an answer that is there and not too long."""
-        from kdgen.verifiers.bounded import judged
+        from kdgen.verifiers.bounded import THREADS, judged
 
-        return await asyncio.to_thread(judged, self.model_dump_json(), answer, gold)
+        return await asyncio.get_running_loop().run_in_executor(THREADS, judged, self.model_dump_json(), answer, gold)
 
     def judge(self, answer: str, gold: str) -> Verdict:
         """The verdict, without any limits: what runs in the process that has them."""

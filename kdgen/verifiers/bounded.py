@@ -14,6 +14,7 @@ import select
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
@@ -31,7 +32,8 @@ class Worker:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", BOOT, str(Path(__file__).parents[2])],
+            [sys.executable, "-B", "-c", BOOT, str(Path(__file__).parents[2])],
+            env={"LANG": "C.UTF-8"},  # what reads hostile texts is told no key
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -68,29 +70,27 @@ class Worker:
 
 
 class Workers:
-    """Workers that are idle, and how many may be at work: as many as there are CPUs."""
+    """Workers that are idle."""
 
     def __init__(self) -> None:
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
-        self._free = threading.Semaphore(os.cpu_count() or 1)
 
     def ask(self, line: bytes) -> bytes | None:
         """What one of them says to a line."""
-        with self._free:
-            with self._lock:
-                worker = self._idle.pop() if self._idle else None
-            worker = worker or Worker()
-            said = None
-            try:
-                said = worker.ask(line)
-            finally:
-                if said is None:
-                    worker.close()
-                else:
-                    with self._lock:
-                        self._idle.append(worker)
-            return said
+        with self._lock:
+            worker = self._idle.pop() if self._idle else None
+        worker = worker or Worker()
+        said = None
+        try:
+            said = worker.ask(line)
+        finally:
+            if said is None:
+                worker.close()
+            else:
+                with self._lock:
+                    self._idle.append(worker)
+        return said
 
     def close(self) -> None:
         """End those that are idle."""
@@ -100,6 +100,8 @@ class Workers:
             worker.close()
 
 
+# As many at once as there are CPUs, each with a thread that waits for it; the program's other threads are not held up.
+THREADS = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "verify")
 _workers = Workers()
 atexit.register(_workers.close)
 
@@ -125,8 +127,9 @@ def serve() -> None:
 
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for none in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):  # it writes no file
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(none, (0, 0))
     stdin, stdout = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no verdict
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]

@@ -59,8 +59,8 @@ class Tests(Verifier):
             if end.reason == "ok" and _lines(end.stdout) == _lines(case.output):
                 passed += 1
             elif not first:
-                printed = end.stdout.strip()[:100] if end.reason == "ok" else end.why
-                first = f"case {number}: {printed}"
+                printed = f"it printed {end.stdout.strip()[:100]!r}" if end.reason == "ok" else end.why
+                first = f"case {number}: {printed}, not {case.output.strip()[:100]!r}, for {case.input[:100]!r}"
         return Verdict(passed == len(self.cases), passed / len(self.cases), first)
 
 
@@ -73,7 +73,8 @@ def program_of(answer: str) -> str:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
-    return text if any(not isinstance(node, ast.Expr) for node in tree.body) else ""
+    # "Answer: 4" is a statement of Python too.
+    return text if any(not isinstance(node, ast.Expr | ast.AnnAssign) for node in tree.body) else ""
 
 
 async def failure(solution: str, tests: str, execute: Execute) -> tuple[str, str] | None:

@@ -15,6 +15,7 @@ TAIL = 20_000  # characters of an answer's end that are looked at: its result st
 LONGEST = 1500  # characters of a result; what is longer is no result
 MARKED = re.compile(r"\\boxed|\\begin|\$|\\\(|\\\[")
 BRACKETS = re.compile(r"[()\[\]{}\\]|[A-Za-z]\d")
+ODD = re.compile(r"[()\[\]{}\\+*/^=_<>]")  # where a number is a part of something that could not be read
 BOX = "\\boxed{"
 JOINED = re.compile(r"(?:[^.\n]){0,60}")  # what may stand between two boxes of one result
 
@@ -49,10 +50,8 @@ class Math(Verifier):
             return unjudged(f"the gold answer is no result: {len(right)} characters")
         if len(said) > LONGEST:
             return verdict_of(False, f"the answer has no result; its last {len(said)} characters were looked at")
-        parse, verify, targets = _library()
-        wanted, found = (
-            parse(_wrapped(side), extraction_config=targets, parsing_timeout=None) for side in (right, said)
-        )
+        wanted, found = _parsed(right), _parsed(said)
+        verify = _library()[1]
         if wanted and found and verify(wanted, found, float_rounding=self.digits, timeout_seconds=None):
             return verdict_of(True, shown)
         # "7 apples" for 7: words and units that LaTeX takes for products of letters.
@@ -97,6 +96,16 @@ def _boxes(text: str) -> list[tuple[int, int]]:
     return found
 
 
+def _parsed(text: str) -> Any:
+    """What math-verify makes of a result: LaTeX, or the number in a few words where there is no more to it."""
+    parse, _, latex, plain = _library()
+    text = _wrapped(text)
+    found = parse(text, extraction_config=latex, parsing_timeout=None)
+    if not found and not ODD.search(text.strip("$")):
+        found = parse(text, extraction_config=plain, parsing_timeout=None)
+    return found
+
+
 def _wrapped(text: str) -> str:
     """A result as LaTeX: what is written as a program would (`3*s**2`, `sqrt(2)`, `pi`) is said its way."""
     text = text.replace("\\$", "")
@@ -114,10 +123,10 @@ def _plain(text: str) -> str:
     return re.sub(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}", r"\1", text).replace("dfrac", "frac").rstrip(".")
 
 
-def _library() -> tuple[Any, Any, Any]:
+def _library() -> tuple[Any, Any, Any, Any]:
     import logging
 
     logging.disable(logging.CRITICAL)
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-    return parse, verify, (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+    return parse, verify, (LatexExtractionConfig(boxed_match_priority=0),), (ExprExtractionConfig(),)
