@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue
 from kdgen.errors import Rejected
 from kdgen.parse import terms
 from kdgen.prompts import Prompt, PromptFile
-from kdgen.record import Candidate, Record, Row
+from kdgen.record import Candidate, Record, Row, score
 from kdgen.solutions import solution
 from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Stage, bad_stage, gathered
@@ -103,5 +103,6 @@ class RewardModel(Stage):
         return numbers[place]
 
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
-        """A score that passes any bound, at every place."""
-        return " ".join([repr(max(0.5, self.at_least or 0.0))] * ((self.place or 0) + 1))
+        """A score that passes any bound, at every place, and another one for another answer."""
+        value = max(0.5, self.at_least or 0.0) + score("example", variables["output"]) / 2**64
+        return " ".join([repr(value)] * ((self.place or 0) + 1))
