@@ -168,6 +168,10 @@ class Desk:
         self.halt.set(error)
         raise error
 
+    def remarks(self) -> list[str]:
+        """What is wrong with the judges of this run, by what they said."""
+        return [each for name, judging in sorted(self.judging.items()) for each in judging.notices(name)]
+
     def step(self, place: int, stage: AnyStage) -> Step:
         """Settle the stage's parameters with each teacher that it may reach."""
         params = {}

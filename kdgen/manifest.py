@@ -102,10 +102,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
             prompt.name: {"about": prompt.about, "paper": prompt.paper, "variables": prompt.variables}
             for prompt in recipe.prompts()
         },
-        "notices": [
-            *run.desk.notices,
-            *(each for name, judging in sorted(run.desk.judging.items()) for each in judging.notices(name)),
-        ],
+        "notices": [*run.desk.notices, *run.desk.remarks()],
         "hashes": {
             "recipe": recipe.digest,
             "prompts": {prompt.name: prompt.digest for prompt in recipe.prompts()},

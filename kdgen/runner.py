@@ -129,7 +129,8 @@ class Run:
 
     def _why(self) -> str:
         most = ", ".join(f"{count} {reason}" for reason, count in self.tally.rejects.most_common(3))
-        return f"{most} (the last: {self.last})" if most else "there was nothing to reject either"
+        said = f"{most} (the last: {self.last})" if most else "there was nothing to reject either"
+        return "; ".join([said, *self.desk.remarks()])
 
     def _sink(self, row: Row, staging: Staging) -> None:
         """Filters, dedupe and export: the last hop of a record that came through every stage."""

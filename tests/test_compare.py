@@ -49,7 +49,7 @@ def compared(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         recipe = {
             "name": "c",
             "teachers": {"teacher": teacher},
-            "stages": [first, made],
+            "stages": [first, made, *more.pop("after", ())],
             "export": {"format": "ranked"},
         }
         (tmp_path / "c.yaml").write_text(json.dumps(recipe))
@@ -99,6 +99,9 @@ def test_a_judge_that_always_prefers_the_first_is_caught(compared: Callable[...,
     card = (tmp_path / "out/README.md").read_text()
     assert all(f"note: {notice}" in said.err and notice in card for notice in made["notices"])
     assert not json.loads(compared([*FAIR, *ANSWERS], {}, 6).out)["notices"]
+    # Where all ties are no rows, the error says it.
+    said = compared([FIRST, *ANSWERS], {}, 6, after=[{"stage": "feedback", "method": "pair"}])
+    assert said.code == 5 and "6 tie" in said.err and made["notices"][1] in said.err
 
 
 def test_an_order_that_cannot_be_read_leaves_the_pair_without_a_verdict(
