@@ -16,6 +16,7 @@ LONGEST = 1500  # characters of a result; what is longer is no result
 MARKED = re.compile(r"\\boxed|\\begin|\$|\\\(|\\\[")
 BRACKETS = re.compile(r"[()\[\]{}\\]|[A-Za-z]\d")
 ODD = re.compile(r"[()\[\]{}\\+*/^=_<>]")  # where a number is a part of something that could not be read
+SAID = re.compile(r"\banswer\b[\s*_]*(?:is|:|=)[\s:*_]*", re.I)  # in a line, such as "so the answer is 7"
 BOX = "\\boxed{"
 JOINED = re.compile(r"(?:[^.\n]){0,60}")  # what may stand between two boxes of one result
 
@@ -23,7 +24,7 @@ JOINED = re.compile(r"(?:[^.\n]){0,60}")  # what may stand between two boxes of 
 class Math(Verifier):
     """The result of an answer equals the gold one: 1/2, 0.5 and \\frac{1}{2}, sets, intervals, matrices, equations.
 
-    The result is what the last \\boxed{} holds, else what follows the last `Answer:` or `####`, else what math-verify takes
+    The result is what the last \\boxed{} holds, else what follows the last `####`, `Answer:` or "answer is", else what math-verify takes
     for it. `digits` are the decimals to which numbers must agree. An interval and the inequality that says the same agree,
     and so do `x = 3` and `3`.
     """
@@ -70,7 +71,10 @@ def result(text: str) -> str:
         return text[start + len(BOX) : end - 1].strip() if first == len(boxes) - 1 else text[start:end]
     if "####" in text:
         return text.rsplit("####", 1)[1].strip()
-    return (split_answer(text)[1] or text).strip()
+    if marked := split_answer(text)[1]:
+        return marked.strip()
+    said = [text[mark.end() :].split("\n", 1)[0].strip().strip("*_ ") for mark in SAID.finditer(text)]
+    return (said[-1].removesuffix(".") if said and said[-1] else text).strip()
 
 
 def boxed(text: str) -> str | None:
