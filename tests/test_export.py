@@ -109,7 +109,7 @@ def test_options_that_a_format_does_not_have() -> None:
 
 def test_the_names_of_formats_are_complete() -> None:
     union, _ = get_args(AnyFormat)
-    assert sorted(form().format for form in get_args(union)) == sorted(FORMATS)
+    assert sorted(form.model_fields["format"].default for form in get_args(union)) == sorted(FORMATS)
 
 
 def test_a_document_is_a_row_of_text_and_an_answer_is_not() -> None:

@@ -594,7 +594,14 @@ OWN = {
 }
 # tests/vllm/ starts a server, or an engine on a GPU, and checks these there.
 # tests/test_magpie.py has what a template does.
-ELSEWHERE = {("Vllm", "base_urls"), ("Vllm", "lora"), ("Vllm", "engine"), ("OpenAI", "template"), ("Vllm", "template")}
+ELSEWHERE = {
+    ("Vllm", "api"),
+    ("Vllm", "base_urls"),
+    ("Vllm", "lora"),
+    ("Vllm", "engine"),
+    ("OpenAI", "template"),
+    ("Vllm", "template"),
+}
 MODELS = {"Local": ("qwen2.5-coder-0.5b", "smollm2-135m")}
 TEACHERS = [cls for cls in get_args(get_args(AnyTeacher)[0]) if issubclass(cls, TeacherSpec)]
 IN_BODY = [

@@ -118,7 +118,7 @@ RULES = [
     {"regex": "^Add[.]\nAdd 3", "reply": "0.5"},
     {"contains": "You mend", "reply": "Add 3. It is 3.\nThen 5.\nAnswer: 8"},
     {"contains": "Relax it", "reply": '{"constraint": "a", "request": "Name {digest}."}'},
-    {"contains": "one by one", "reply": VERDICTS % "right"},
+    {"contains": "step for step", "reply": VERDICTS % "right"},
     {"contains": "another way", "reply": VERDICTS % "wrong"},
     {"contains": "finish solutions", "nth": 0, "reply": "Answer: 7"},
     {"contains": "finish solutions", "reply": "Answer: 4"},
@@ -1360,7 +1360,7 @@ def observe(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[An
     (tmp_path / "shots.md").write_text(PROMPT.replace("  instruction", "  shots: x\n  instruction") + "{{ shots }}")
     relax = PROMPT.replace("[[user]]", "[[user]]\nRelax it: ")
     (tmp_path / "relax.md").write_text(relax)
-    for name, how in (("steps", "one by one"), ("other-steps", "another way")):
+    for name, how in (("steps", "step for step"), ("other-steps", "another way")):
         (tmp_path / f"{name}.md").write_text(
             f"---\nabout: x\nvariables: {{steps: x}}\n---\n[[user]]\n{how} {{{{ steps }}}}\n"
         )

@@ -29,7 +29,9 @@ def prompt(tmp_path: Path, text: str | bytes) -> Prompt:
 @pytest.mark.parametrize("name", builtins("prompts"))
 def test_prompts_that_ship_say_what_they_are(name: str) -> None:
     found = load_prompt(builtins("prompts")[name], name)
-    assert found.about.endswith((".", "?")) and (found.turns[-1].role == "user" or name == "expand/magpie")
+    assert found.about.endswith((".", "?")) and (
+        found.turns[-1].role == "user" or name in ("expand/magpie", "feedback/reward")
+    )
     assert all(meaning and isinstance(meaning, str) for meaning in found.variables.values())
 
 

@@ -39,6 +39,7 @@ def reward(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         write_seeds(tmp_path / "s.jsonl", SEEDS)
         spec = f"{{provider: vllm, model: Qwen3-8B, base_url: {url}, api: classify, extra: {{use_activation: false}}}}"
         asked = ("s.jsonl", "-m", "reward", "--set", f"stages=[{STAGE % options}]", "--set", f"teachers={{reward: {spec}}}",
+                 "--set", "export={format: messages}",
                  "--ledger", "l.db", "-o", "out", "--json", "-q")  # fmt: skip
         said = kdgen("feedback", *asked, *(part for each in sets for part in ("--set", each)))
         assert said.code == code, said.err

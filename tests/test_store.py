@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from server import command, environment, leftovers, published
 
-from kdgen.cli import work
+from kdgen.cli import inputs
 from kdgen.store import Staging
 from kdgen.teachers.owner import Owner
 
@@ -142,7 +142,7 @@ def test_stdins_copy_is_gone_after_a_signal_while_it_is_read(
         assert len(list((tmp_path / "t").iterdir())) == 1
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(work, "scan", scan)
+    monkeypatch.setattr(inputs, "scan", scan)
     said = label("-", None, stdin=SEEDS.encode())
     assert said.code == 130 and f"error: interrupted by {number.name}" in said.err
     assert list((tmp_path / "t").iterdir()) == []
@@ -180,6 +180,6 @@ def test_a_disk_error_without_a_handler_of_its_own_is_no_traceback(
     def scan(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files", "s.jsonl")
 
-    monkeypatch.setattr(work, "scan", scan)
+    monkeypatch.setattr(inputs, "scan", scan)
     said = label("s.jsonl", SEEDS)
     assert said.code == 3 and "s.jsonl: " in said.err and "ulimit -n" in said.err

@@ -75,8 +75,9 @@ class Rationale(Stage):
         return [self.child(job, reply, writes=("reasoning", "output"), meta=meta, **content)]
 
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
-        """A rationale and an answer, the gold one where there is one."""
-        return f"{words(0)}\nAnswer: {variables.get('gold') or words(2)}"
+        """A rationale and an answer, the gold one of all but a student."""
+        right = "" if self.to == "student" else variables.get("gold")
+        return f"{words(0)}\nAnswer: {right or words(2)}"
 
 
 def compared(job: Record, answer: str, same: Callable[[str, str], bool], *, reject: bool) -> dict[str, JsonValue]:
