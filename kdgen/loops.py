@@ -20,7 +20,7 @@ WINDOW = 1000
 class Bounds(Frozen):
     """How far an iteration's rows may drift before the loop stops. None looks away.
 
-    `longer` and `shorter`: the mean words of an output, as a multiple of the iteration's before. `distinct`: the share of
+    `longer` and `shorter`: the mean words of an answer and its reasoning, as a multiple of the iteration's before. `distinct`: the share of
     different pairs of neighbouring words, likewise. `same_score`: the share of rows, or of a judge's grades, that have the
     score most have: a judge that calls all equally good chooses nothing. `self_preference`: how much higher, in
     shares of its scale, a judge scores its own model's answers than the others'.
@@ -83,7 +83,7 @@ def measured(rows: Iterable[dict[str, Any]], judges: Iterable[dict[str, Any]] = 
     window: list[tuple[str, str]] = []
     for row in rows:
         count += 1
-        said = terms(row["output"])
+        said = terms(f"{row['reasoning']} {row['output']}")
         words += len(said)
         if (score := _score(row)) is not None:
             scores[score] += 1

@@ -142,7 +142,7 @@ def test_a_budget_is_of_all_iterations(loop: Callable[..., Any]) -> None:
 
 def test_measures() -> None:
     def row(output: str, score: float | None = None) -> dict[str, Any]:
-        return {"output": output, "candidates": [], "meta": {} if score is None else {"score": score}}
+        return {"output": output, "reasoning": "", "candidates": [], "meta": {} if score is None else {"score": score}}
 
     same = measured([row("a b a b", 5), row("a b c d", 5), row("e f", 4)])
     assert (same.rows, same.words, same.score) == (3, 10 / 3, 14 / 3) and same.same_score == 2 / 3
@@ -150,6 +150,7 @@ def test_measures() -> None:
     again = measured([row(" ".join(f"w{n} v{n}" for n in range(2000)))] * 3)
     assert again.distinct == 1.0  # of windows, so that a large dataset does not look poor
     assert measured([row("x")]).same_score is None
+    assert measured([row("x") | {"reasoning": "since y is so"}]).words == 5
     reports = [
         {"grades": 4, "most_given": 1.0, "self_preference": 0.4},
         {"pairs": 3},
