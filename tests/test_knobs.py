@@ -450,15 +450,15 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {
             "iterations": "loop.iterations=[{}]",
             "reads": "loop.reads=rows",
-            "bounds": "loop.bounds={longer: 1.1}",
+            "bounds": "loop.bounds={longer: 1.01}",
         },
     ),
     (
         Bounds,
         LOOP,
         {
-            "longer": "loop.bounds.longer=1.1",
-            "shorter": "loop.bounds.shorter=0.99",
+            "longer": "loop.bounds.longer=1.01",
+            "shorter": "loop.bounds.shorter=0.999",
             "distinct": "loop.bounds.distinct=1.0",
         },
     ),
