@@ -19,7 +19,7 @@ from kdgen.prompts import Prompt
 from kdgen.record import Message, Record
 from kdgen.sandbox.box import Outcome
 from kdgen.stages import AnyStage, Draw
-from kdgen.teachers.base import Call, Params, Reply, Request
+from kdgen.teachers.base import Call, Params, Reply, Request, TeacherSpec
 from kdgen.teachers.batch import Batches
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.dispatch import Dispatch
@@ -74,6 +74,7 @@ class Desk:
     judging: dict[str, Judging] = field(default_factory=dict)
     handed: int = 0
     spent: BudgetReached | None = None
+    after: tuple[TeacherSpec, ...] = ()
 
     def __post_init__(self) -> None:
         self.programs = Programs(self.recipe.sandbox, self.ledger, self.halt)
@@ -85,8 +86,8 @@ class Desk:
     def ready(self, role: str) -> None:
         """At a miss: raise Rejected where the budget is spent.
 
-        At a role's first: raise UserError where it, or a teacher that may be asked after it, lacks something, or where
-        programs will be written that cannot be run here.
+        At a role's first: raise UserError where it, or a teacher that may be asked after it or by a later iteration of
+        the loop, lacks something, or where programs will be written that cannot be run here.
         """
         if self.spent is not None:
             raise Rejected("budget_reached", "the budget was reached before this was asked")
@@ -99,6 +100,8 @@ class Desk:
             for each in later:
                 self.teachers[each].spec.ready()
                 self.notices += [note for note in self.teachers[each].spec.notes() if note not in self.notices]
+            for spec in self.after:
+                spec.ready()
             if any(stage.executes for stage in self.recipe.stages[first:]):
                 self.recipe.sandbox.ready()
         except UserError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import write_seeds
+from server import ACK, write_seeds
 
 from kdgen.loops import Bounds, Measures, drifted, measured
 
@@ -177,3 +177,19 @@ def test_drift_is_told_by_name(now: dict[str, float], told: str) -> None:
     assert told in found if told else not found
     off = Bounds(longer=None, shorter=None, distinct=None, same_score=None, self_preference=None)
     assert not drifted(off, before._replace(**now), before)
+
+
+def test_what_a_later_iteration_lacks_is_known_before_anything_is_paid(
+    loop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    later = {"teachers.teacher": {"provider": "openai", "model": "Qwen3-8B"}}
+    said, made = loop({"loop": {"iterations": [{}, later]}}, [{"reply": "It is so."}], "--ack-terms", ACK[1])
+    assert said.code == 2 and "OPENAI_API_KEY is not set" in said.err and not made
+
+
+def test_a_dataset_is_no_folder_for_a_loop(loop: Callable[..., Any], tmp_path: Path) -> None:
+    rules = [{"reply": "It is so."}]
+    assert loop({}, rules)[0].code == 0
+    said, made = loop({"loop": TEMPERATURES}, rules)
+    assert said.code == 2 and "the folder is a dataset, and a loop makes several" in said.err and not made

@@ -11,7 +11,7 @@ from typing import Any
 from kdgen.cli.inputs import scanned
 from kdgen.cli.job import Job
 from kdgen.config import Recipe
-from kdgen.errors import GateFailed
+from kdgen.errors import GateFailed, UserError
 from kdgen.loops import Loop, Measures, drifted, measured, rows_of
 from kdgen.seeds import Seeds
 from kdgen.store import RECORDS, Store
@@ -27,6 +27,9 @@ def iterate(
     `job` is the first one's. A budget is of all together. Raises GateFailed where rows drift past a bound of the loop: that
     iteration is not published, and none after it is made.
     """
+    if (folder / ".current").exists():
+        hint = "name a folder for the loop: -o DIR"
+        raise UserError("the folder is a dataset, and a loop makes several", where=str(folder), hint=hint)
     earlier: list[Path] = []
     before: Measures | None = None
     usd, tokens = 0.0, 0
@@ -34,7 +37,14 @@ def iterate(
         loop = recipe.loop
         assert loop is not None
         store = Store(folder / f"M{number + 1}")
-        mine = replace(job, recipe=_with_budget(recipe, usd, tokens), rulings=rulings[number], earlier=tuple(earlier))
+        after = tuple(spec for later in recipes[number + 1 :] for _, spec in later.leaves())
+        mine = replace(
+            job,
+            recipe=_with_budget(recipe, usd, tokens),
+            rulings=rulings[number],
+            earlier=tuple(earlier),
+            after=after,
+        )
         if earlier and loop.reads == "rows":
             mine = _from_rows(mine, earlier[-1])
         gate = _Gate(loop, number, tuple(earlier), before)

@@ -23,6 +23,7 @@ from kdgen.record import digest
 from kdgen.runner import Run
 from kdgen.seeds import Scan
 from kdgen.store import Staging, Store
+from kdgen.teachers.base import TeacherSpec
 from kdgen.teachers.bill import Bill
 from kdgen.teachers.chain import Chain
 from kdgen.teachers.halt import Halt
@@ -38,7 +39,7 @@ class Job:
     """A run: passes until no row waits for a batch, signals, the ledger.
 
     `gate` sees the finished rows and the manifest before they are published, and raises where they should not be.
-    `earlier` are the records of a loop's iterations before.
+    `earlier` are the records of a loop's iterations before, `after` the teachers of those that follow.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Job:
     prices: Prices
     rulings: list[Ruling]
     earlier: tuple[Path, ...] = ()
+    after: tuple[TeacherSpec, ...] = ()
     gate: Callable[[Path, dict[str, Any]], None] | None = None
 
     async def run(self, staging: Callable[[], AbstractContextManager[Staging]], store: Store | None) -> dict[str, Any]:
@@ -106,7 +108,7 @@ class Job:
                 self.recipe, self.seeds, self.scan, book, watcher(self.quiet), bill, halt=halt, rulings=self.rulings,
                 earlier=self.earlier,
             )  # fmt: skip
-            run.desk.max_wait, run.desk.spent = self.max_wait, spent
+            run.desk.max_wait, run.desk.spent, run.desk.after = self.max_wait, spent, self.after
             with staging() as version:
                 manifest = await run.go(version)
                 if manifest is not None:
