@@ -52,6 +52,8 @@ def test_each_iteration_is_a_dataset_and_what_is_made_costs_nothing_again(
     assert made[1]["loop"]["earlier"] == {"M1": (tmp_path / "out/M1/.current").resolve().name}
     _, again = loop({"loop": TEMPERATURES}, rules, "--set", "teachers.teacher.path=r0.jsonl")
     assert [each["requests"]["sent"] for each in again] == [0, 0]
+    one, _ = loop({"loop": {"iterations": [{}]}}, rules, "--set", "teachers.teacher.path=r0.jsonl")
+    assert "M2 is of an iteration that the recipe no longer has" in one.err
     three = {"iterations": [*TEMPERATURES["iterations"], {"teachers.teacher.top_p": 0.9}]}
     _, more = loop({"loop": three}, rules, "--set", "teachers.teacher.path=r0.jsonl")
     assert [each["requests"]["sent"] for each in more] == [0, 0, 3]
@@ -104,8 +106,8 @@ def test_drift_stops_the_loop_before_anything_of_it_is_published(loop: Callable[
     (tmp_path / "two.md").write_text(
         "---\nabout: x\nvariables: {instruction: the task}\n---\n[[user]]\nSystem two {{ instruction }}\n"
     )
-    said, made = loop({"loop": prompts}, rules)
-    assert said.code == 5 and len(made) == 1, said.err
+    said, made = loop({"loop": prompts}, rules, "--json")
+    assert said.code == 5 and len(made) == len(json.loads(said.out)) == 1, said.err
     assert "M2 drifts: an answer has 19 words, 4.75 times as many (bounds.longer is 2)" in said.err
     said, made = loop(
         {"loop": {**prompts, "bounds": {"longer": None}}}, rules, "--set", "teachers.teacher.path=r0.jsonl"
@@ -193,3 +195,14 @@ def test_a_dataset_is_no_folder_for_a_loop(loop: Callable[..., Any], tmp_path: P
     assert loop({}, rules)[0].code == 0
     said, made = loop({"loop": TEMPERATURES}, rules)
     assert said.code == 2 and "the folder is a dataset, and a loop makes several" in said.err and not made
+
+
+def test_check_says_what_a_later_iteration_lacks(
+    kdgen: Callable[..., Any], loop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    later = {"teachers.teacher": {"provider": "openai", "model": "gpt-6-luna"}}
+    loop({"loop": {"iterations": [{}, later]}}, [{"reply": "It is so."}])
+    said = kdgen("check", "./loop.yaml")
+    assert said.code == 0 and "2 iterations" in said.out and "OPENAI_API_KEY is not set" in said.out
+    assert "its terms are restricted; a run needs --ack-terms openai.api@" in said.out

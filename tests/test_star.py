@@ -51,6 +51,15 @@ def test_examples_come_from_the_rows_before_and_never_show_the_question() -> Non
             assert len(drawn) == min(4, len([row for row in earlier if row.id != record.id]))
 
 
+def test_a_question_of_the_bank_is_not_shown_its_own_solution() -> None:
+    stage = star()
+    for entry in stage.examples.entries:
+        record = Record(id="r", instruction=entry.texts["question"] + "\n", output=entry.texts["response"])
+        (job,) = stage.model_copy(update={"shots": 5}).plan((record,), 0, Draw(0, "self/star"))
+        shots: Any = job.meta["shots"]
+        assert len(shots) == 5 and entry.id not in {shot["id"] for shot in shots}
+
+
 def test_two_iterations_and_the_second_shows_rows_of_the_first(kdgen: Callable[..., Any], tmp_path: Path) -> None:
     write_seeds(tmp_path / "s.jsonl", SEEDS)
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
@@ -83,7 +92,10 @@ def test_the_hint_is_never_in_a_row(kdgen: Callable[..., Any], tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [("stages.0.shots=7", "the bank has 6"), ("stages.0.examples=systems", "its entries have: text")],
+    [
+        ("stages.0.shots=6", "the bank has 6: one more is needed"),
+        ("stages.0.examples=systems", "its entries have: text"),
+    ],
 )
 def test_examples_that_cannot_be_shown(kdgen: Callable[..., Any], tmp_path: Path, change: str, said: str) -> None:
     found = kdgen("self", "math", "-m", "star", "--set", change)

@@ -34,7 +34,8 @@ def seed_file(recipe: Recipe) -> Iterator[tuple[Path, bool]]:
         return
     path = builtins("seeds").get(spec.path, Path(spec.path))
     if (path / ".current" / RECORDS).is_file():
-        path = path / ".current" / RECORDS  # a dataset of kdgen's own
+        # A dataset of kdgen's own: the version that is there now, whoever publishes another meanwhile.
+        path = (path / ".current").resolve() / RECORDS
     if not path.exists():
         beside = [near.stem for near in path.parent.glob(f"*{path.suffix}")] if path.suffix else builtins("seeds")
         hint = did_you_mean(path.stem, beside) or "sets that ship: " + ", ".join(builtins("seeds"))

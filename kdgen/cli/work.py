@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -106,15 +106,7 @@ def make(
         job = Job(recipe, path, found, Path(ledger), quiet, wait, max_wait, table, rulings[0])
         folder = Path(out or f"out/{recipe.name}")
         if recipe.loop is not None:
-            made = []
-            for number, (store, manifest) in enumerate(iterate(recipes, job, rulings, folder), 1):
-                made.append(manifest)
-                _tell(manifest, store.folder, False, quiet, f"M{number}: ")
-            if as_json:
-                print(pretty(made), end="")
-            if not quiet:
-                then = "serve it, and write an iteration that names it"
-                print(f"next: train the student on {folder}/M{len(made)}, {then}", file=sys.stderr)
+            _loop(recipes, job, rulings, folder, as_json, quiet)
             return
         if out == "-":
             with tempfile.TemporaryDirectory(prefix="kdgen-") as there:
@@ -127,6 +119,26 @@ def make(
         with store.locked():
             manifest = asyncio.run(job.run(store.staging, store))
     _tell(manifest, store.folder, as_json, quiet)
+
+
+def _loop(
+    recipes: Sequence[Recipe], job: Job, rulings: Sequence[list[Ruling]], folder: Path, as_json: bool, quiet: bool
+) -> None:
+    """Make the iterations, and tell of those that were made, whatever ends them."""
+    made: list[dict[str, Any]] = []
+    try:
+        for number, (store, manifest) in enumerate(iterate(recipes, job, rulings, folder), 1):
+            made.append(manifest)
+            _tell(manifest, store.folder, False, quiet, f"M{number}: ")
+    finally:
+        if as_json:
+            print(pretty(made), end="")
+    if quiet:
+        return
+    then = "serve it, and write an iteration that names it"
+    print(f"next: train the student on {folder}/M{len(made)}, {then}", file=sys.stderr)
+    if (folder / f"M{len(made) + 1}").exists():
+        print(f"note: {folder}/M{len(made) + 1} is of an iteration that the recipe no longer has", file=sys.stderr)
 
 
 def _tell(manifest: dict[str, Any], folder: Path, as_json: bool, quiet: bool, ahead: str = "") -> None:
@@ -218,10 +230,11 @@ def check(
     """Load and check recipes and their seeds; one line each on stdout."""
     changes = changes_of(seeds, limit=None, target=None, columns=None, on_bad=None, form=None)
     for name in names or list(builtins("configs")):
-        recipe, *_ = load_iterations(name, sets=sets or (), teachers=teachers or (), changes=changes)
+        recipe, *later = load_iterations(name, sets=sets or (), teachers=teachers or (), changes=changes)
         said = f"{len(recipe.stages)} stages, teachers: " + ", ".join(
             f"{role} = {spec.label}" for role, spec in recipe.teachers.items()
         )
+        said += f", {1 + len(later)} iterations" if later else ""
         if recipe.seeds is not None and recipe.seeds.path != "-":
             with seed_file(recipe) as (path, _):
                 found = scan(recipe.seeds, path)
@@ -229,17 +242,22 @@ def check(
             out = [f"{n:,} {why}" for n, why in ((len(found.bad) - left, "not usable"), (left, "not selected")) if n]
             said += f", {found.rows:,} seeds" + (f" ({', '.join(out)})" if out else "")
         print(f"ok  {name}: {said}")
-        for role, spec in recipe.leaves():
-            for need in spec.needs():
-                print(f"    {role}: {need}")
-        if recipe.executes:
-            try:
-                recipe.sandbox.ready()
-            except UserError as error:
-                print(f"    sandbox: {error.cause}")
-        for ruling in judge(dict(recipe.leaves()), recipe.use, recipe.student):
-            if ruling.status != "allowed" and ruling.acknowledged(recipe.terms.get(ruling.key)).ack is None:
-                print(f"    {ruling.role}: its terms are {ruling.status}; a run needs {ruling.worst.flag}")
+        for line in dict.fromkeys(line for each in (recipe, *later) for line in _lacks(each)):
+            print(f"    {line}")
+
+
+def _lacks(recipe: Recipe) -> Iterator[str]:
+    """What a run of the recipe would need here besides."""
+    for role, spec in recipe.leaves():
+        yield from (f"{role}: {need}" for need in spec.needs())
+    if recipe.executes:
+        try:
+            recipe.sandbox.ready()
+        except UserError as error:
+            yield f"sandbox: {error.cause}"
+    for ruling in judge(dict(recipe.leaves()), recipe.use, recipe.student):
+        if ruling.status != "allowed" and ruling.acknowledged(recipe.terms.get(ruling.key)).ack is None:
+            yield f"{ruling.role}: its terms are {ruling.status}; a run needs {ruling.worst.flag}"
 
 
 def list_recipes() -> None:

@@ -59,9 +59,10 @@ class Star(Stage):
         if not {*self.examples.fields} >= SHOTS:
             have, need = ", ".join(self.examples.fields), ", ".join(sorted(SHOTS))
             raise bad_stage(f"an example has {need}", f"{where}.examples", f"its entries have: {have}")
-        if len(self.examples.entries) < self.shots:
-            many = f"{self.shots} examples are shown, and the bank has {len(self.examples.entries)}"
-            raise bad_stage(many, f"{where}.shots", f"shots: {len(self.examples.entries)}")
+        # One more than is shown, for an entry may be the question itself.
+        if len(self.examples.entries) <= self.shots:
+            many = f"{self.shots} examples are shown, and the bank has {len(self.examples.entries)}: one more is needed"
+            raise bad_stage(many, f"{where}.shots", f"shots: {len(self.examples.entries) - 1}")
 
     def plan(self, pool: Sequence[Record], round: int, draw: Draw) -> Iterator[Record]:
         """Each question with the examples that it is asked after."""
@@ -73,7 +74,8 @@ class Star(Stage):
                 {"id": each.id, "question": each.task, "reasoning": each.reasoning, "response": each.output}
                 for each in rows
             ]
-            left = sorted(self.examples.entries, key=lambda entry: score(draw.seed, draw.stage, entry.id, asked))
+            left = [entry for entry in self.examples.entries if entry.texts["question"].strip() != asked.strip()]
+            left.sort(key=lambda entry: score(draw.seed, draw.stage, entry.id, asked))
             shots += [{"id": entry.id, **entry.texts} for entry in left[: self.shots - len(shots)]]
             yield record.model_copy(update={"meta": {**record.meta, "shots": shots}})
 
