@@ -92,6 +92,7 @@ class Judge:
             self.places["lists" if seen.place is not None else "unread"] += 1
             if seen.place is not None:
                 self.places["first"] += seen.place == 0
+                self.places["last"] += seen.place == seen.of - 1
                 self.sizes[seen.of] += 1
 
     def _grade(self, seen: Grade) -> None:
@@ -158,6 +159,7 @@ class Judge:
                 "lists": lists + self.places["unread"],
                 "unread": _share(self.places["unread"], lists + self.places["unread"]),
                 "first_on_top": _share(self.places["first"], lists),
+                "last_on_top": _share(self.places["last"], lists),
                 "first_expected": round(expected / lists, 4) if lists else None,
             }
         return made
@@ -179,6 +181,8 @@ class Judge:
             if first is not None and not 1 - BIASED < first < BIASED:
                 place = "first" if first >= BIASED else "second"
                 said.append(f"it prefers the answer that stands {place} in {max(first, 1 - first):.0%} of its verdicts")
+            if (made["ties"] or 0) >= ALIKE:
+                said.append(f"{made['ties']:.0%} of its verdicts are ties: they hardly tell answers apart")
             if steady is not None and steady < STEADY:
                 said.append(f"{steady:.0%} of its verdicts stay the same when the order is turned round")
             if made["unread"] >= UNREAD:
@@ -186,9 +190,10 @@ class Judge:
             if self.pairs["own"] >= PAIRS and made["own_wins"] >= BIASED:
                 said.append(f"its own model's answers win {made['own_wins']:.0%} of their comparisons")
         if self.places["lists"] + self.places["unread"] >= PAIRS:
-            first, expected = made["first_on_top"], made["first_expected"]
-            if first is not None and first >= (1 + expected) / 2:
-                said.append(f"it finds the answer that stands first best in {first:.0%} of its lists")
+            for place in ("first", "last"):
+                share, expected = made[f"{place}_on_top"], made["first_expected"]
+                if share is not None and share >= (1 + expected) / 2:
+                    said.append(f"it finds the answer that stands {place} best in {share:.0%} of its lists")
             if made["unread"] >= UNREAD:
                 said.append(f"{made['unread']:.0%} of its lists could not be read")
         return said

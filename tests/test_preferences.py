@@ -290,8 +290,8 @@ def test_rows_for_trainers() -> None:
 def test_reasoning_of_both_sides_is_told_apart() -> None:
     pair = candidates(5, 2)
     thought = tuple(each.model_copy(update={"reasoning": f"{each.output}!"}) for each in pair.candidates)
-    row = Preference(reasoning="apart").row(pair.model_copy(update={"candidates": thought})) or {}
+    row = Preference(reasoning="apart").row(pair.model_copy(update={"candidates": thought, "output": "a"})) or {}
     assert [row[side][0]["reasoning_content"] for side in ("chosen", "rejected")] == ["a!", "b!"]
-    row = Preference(reasoning="think").row(pair.model_copy(update={"candidates": thought})) or {}
+    row = Preference(reasoning="think").row(pair.model_copy(update={"candidates": thought, "output": "a"})) or {}
     assert row["rejected"][0]["content"] == "<think>\nb!\n</think>\n\nb"
     assert not any(left == right for left, right in pairwise((row["chosen"], row["rejected"])))

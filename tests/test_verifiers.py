@@ -72,7 +72,6 @@ CASES: list[tuple[Any, str, str, bool | None]] = [
     ({"type": "regex", "pattern": "no", "ignore_case": True}, "NO", "", True),
     ({"type": "regex", "pattern": r"is (\w+)", "group": 1}, "it is red", "red", True),
     ({"type": "regex", "pattern": r"is (\w+)", "group": 1}, "it is red", "", None),
-    ({"type": "regex", "pattern": "a", "group": 2}, "a", "b", None),
     ({"type": "schema", "json_schema": SCHEMA}, '```json\n{"a": 1}\n```', "", True),
     ({"type": "schema", "json_schema": SCHEMA}, '{"a": "1"}', "", False),
     ({"type": "schema", "json_schema": SCHEMA}, 'Here it is: {"a": 1}', "", False),

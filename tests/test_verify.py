@@ -120,7 +120,7 @@ def test_candidates_are_scored_and_those_that_cannot_be_say_why() -> None:
     )
     row = verified(Verify(verifier={"type": "math"}, name_as="math"), task)
     assert [each.scores for each in row.candidates] == [{"math": 1.0}, {"judge": 3.0, "math": 0.0}, {"math": None}]
-    assert [each.score for each in row.candidates] == [1.0, 3.0, None]
+    assert [each.score for each in row.candidates] == [None, 3.0, None]  # a grade ranks, and no verdict among grades
     assert row.candidates[2].notes["math"].startswith("it takes more than")
     assert row.candidates[1].notes == {"x": 1, "math": "5 for 4"} and row.meta["verifier"]["type"] == "math"
     bad = task.model_copy(update={"candidates": task.candidates[1:]})

@@ -21,6 +21,9 @@ class Preference(Format):
         if not record.instruction or len(record.candidates) != 2:
             return None
         chosen, rejected = record.candidates
+        # Two answers that nothing has chosen between are no pair: the chosen one is the record's own output.
+        if record.output != chosen.output or chosen.output == rejected.output:
+            return None
         return {
             "prompt": self.prompt(record),
             "chosen": [self.message(chosen)],

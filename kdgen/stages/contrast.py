@@ -79,6 +79,9 @@ class Contrast(Stage):
     def check(self, where: str) -> None:
         """Two sides must differ in what can make one better, and what is set must have an effect."""
         super().check(where)
+        if self.pairs != "ends" and len(self.sides) == 2:
+            cause = f"pairs: {self.pairs} has no effect: two sides are one pair"
+            raise bad_stage(cause, f"{where}.pairs", "take it out")
         for number, side in enumerate(self.sides):
             at = f"{where}.sides.{number}"
             if side.shots and "shots" not in side.prompt.variables:

@@ -143,7 +143,7 @@ class Pair(Unasked):
         high, low = self._value(chosen), self._value(rejected)
         if high == low:
             return "tie", f"both have {high:g}"
-        if high - low < self.margin:
+        if round(high - low, 6) < self.margin:
             return "small_margin", f"{high:g} and {low:g}, {self.margin:g} apart is the least"
         return None
 

@@ -56,7 +56,11 @@ class RewardModel(Stage):
                 return [lost.rejected(self.name, "low_score", f"{value:g}, {self.at_least:g} is the least")]
             held = job.meta.get("scores")
             scores: JsonValue = {**(held if isinstance(held, dict) else {}), self.name_as: value}
-            return [job.child(stage=self.stage, method=self.method, calls=ask.calls, meta={"scores": scores})]
+            return [
+                job.child(
+                    stage=self.stage, method=self.method, calls=ask.calls, meta={"scores": scores, "score": value}
+                )
+            ]
         asks = [ask.fork() for _ in job.candidates]
         each = zip(job.candidates, asks, strict=True)
         came = await gathered([self._score(job, solution(one), own) for one, own in each])
@@ -65,6 +69,11 @@ class RewardModel(Stage):
             lost = job.model_copy(update={"calls": (*job.calls, *calls)})
             return [lost.rejected(self.name, "unscored", f"none of {len(came)} candidates, the last: {came[-1]}")]
         values = [value for value in came if not isinstance(value, Rejected)]
+        if self.at_least is not None and max(values) < self.at_least:
+            lost = job.model_copy(update={"calls": (*job.calls, *calls)})
+            return [
+                lost.rejected(self.name, "low_score", f"{max(values):g} is the best, {self.at_least:g} is the least")
+            ]
         scored = [
             self._scored(one, value, values, tuple(own.calls))
             for one, value, own in zip(job.candidates, came, asks, strict=True)

@@ -136,9 +136,9 @@ class Rewrite(Stage):
                 f"Draft: {each[self.field]}\n\nFeedback: {each['critique']}" for each in drafts
             )
         if self.pair:
-            if last is None:
+            if last is None or terms(content["output"]) == terms(job.output):
                 lost = job.model_copy(update={"calls": (*job.calls, *dict.fromkeys(ask.calls))})
-                return [lost.rejected(self.name, "unchanged", f"{len(told)} rounds asked for no change")]
+                return [lost.rejected(self.name, "unchanged", f"{len(told)} rounds left it as it was")]
             content.setdefault("reasoning", "")
             content["candidates"] = self._pair(job, last, content, ask)
         held = job.meta.get("rewrite")

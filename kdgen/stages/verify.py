@@ -55,7 +55,8 @@ class Verify(Unasked):
         if job.candidates:
             found = await gathered([spec.verdict(each.output, gold, ask.execute) for each in job.candidates])
             verdicts = [each for each in found if isinstance(each, Verdict)]
-            told = tuple(self._scored(*pair) for pair in zip(job.candidates, verdicts, strict=True))
+            graded = any(each.score is not None for each in job.candidates)
+            told = tuple(self._scored(*pair, graded) for pair in zip(job.candidates, verdicts, strict=True))
             if self.at_least is not None and not any(_reaches(each, self.at_least) for each in verdicts):
                 return [job.rejected(self.name, "none_verified", verdicts[0].detail)]
             return [job.child(stage=self.stage, method=self.method, meta=meta, candidates=told)]
@@ -66,14 +67,16 @@ class Verify(Unasked):
             return [job.rejected(self.name, *shortfall(verdict))]
         held = job.meta.get("scores")
         meta["scores"] = {**(held if isinstance(held, dict) else {}), self.name_as: verdict.score}
+        meta["score"] = job.meta.get("score", verdict.score)
         if verdict.detail:
             meta["verdict"] = verdict.detail
         return [job.child(stage=self.stage, method=self.method, meta=meta)]
 
-    def _scored(self, candidate: Candidate, verdict: Verdict) -> Candidate:
+    def _scored(self, candidate: Candidate, verdict: Verdict, graded: bool) -> Candidate:
+        """The candidate with its verdict, which ranks where nothing did: a judge's grades are on another scale."""
         notes = {**candidate.notes, **({self.name_as: verdict.detail} if verdict.detail else {})}
         scores = {**candidate.scores, self.name_as: verdict.score}
-        score = verdict.score if candidate.score is None else candidate.score
+        score = candidate.score if graded else verdict.score
         return candidate.model_copy(update={"scores": scores, "notes": notes, "score": score})
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from kdgen.parse import bare, final_answer, find_quote, split_answer, split_thinking, terms
 from kdgen.verifiers.base import Verdict, Verifier, unjudged, verdict_of
@@ -115,11 +115,15 @@ class Regex(Verifier):
             raise ValueError(f"the pattern is broken: {error}") from None
         return value
 
+    @model_validator(mode="after")
+    def _has_group(self) -> Self:
+        if self.group > (groups := re.compile(self.pattern).groups):
+            raise ValueError(f"the pattern has no group {self.group}, it has {groups}")
+        return self
+
     def judge(self, answer: str, gold: str) -> Verdict:
         """Whether it matches."""
         pattern = re.compile(self.pattern, re.I if self.ignore_case else 0)
-        if self.group > pattern.groups:
-            return unjudged(f"the pattern has no group {self.group}")
         if self.group and not gold.strip():
             return unjudged("there is no gold answer to compare with")
         found = pattern.fullmatch(answer.strip()) if self.whole else pattern.search(answer)
