@@ -119,6 +119,19 @@ def test_a_fault_is_written_into_the_answer_that_was_given(contrast: Callable[..
     assert chosen["output"] == "Air moves." and rejected["output"].startswith("Air, but ")
 
 
+def test_no_worse_answer_is_asked_for_where_the_better_one_was_lost(contrast: Callable[..., Any]) -> None:
+    other = {"id": "b", "instruction": "Describe the rain."}
+    rules = [
+        {"regex": r"(?s)fault.*wind", "reply": "Never asked."},
+        {"contains": "fault", "reply": "It falls upward."},
+        {"contains": "wind", "reply": "", "refusal": "No."},
+        {"reply": "It falls."},
+    ]
+    made, (row,), lost = contrast("spoiled", [SEED, other], rules)
+    assert row["seeds"] == ["b"] and made["requests"]["sent"] == 3
+    assert [(each["reason"], len(each["calls"])) for each in lost] == [("refused", 1), ("no_better", 0)]
+
+
 def test_resume_and_one_changed_seed(contrast: Callable[..., Any], tmp_path: Path) -> None:
     seeds = [{"id": str(number), "instruction": f"Describe wind {number}."} for number in range(5)]
     rules = [{"reply": "It is {digest}."}]
