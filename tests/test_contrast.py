@@ -129,7 +129,7 @@ def test_no_worse_answer_is_asked_for_where_the_better_one_was_lost(contrast: Ca
     ]
     made, (row,), lost = contrast("spoiled", [SEED, other], rules)
     assert row["seeds"] == ["b"] and made["requests"]["sent"] == 3
-    assert [(each["reason"], len(each["calls"])) for each in lost] == [("refused", 1), ("no_better", 0)]
+    assert [(each["reason"], len(each["calls"])) for each in lost] == [("refused", 1), ("no_better_answer", 0)]
 
 
 def test_resume_and_one_changed_seed(contrast: Callable[..., Any], tmp_path: Path) -> None:

@@ -109,9 +109,6 @@ class Contrast(Stage):
         for later in (False, True):
             now = [at for at in asks if ("better" in self.sides[at].prompt.variables) == later]
             better = first.output if isinstance(first := found.get(0), Candidate) else ""
-            if later and not better:
-                found |= dict.fromkeys(now, Rejected("no_better", "there is no better answer to write a worse one of"))
-                continue
             came = await gathered([self._side(job, number, better, asks[number]) for number in now])
             found |= zip(now, came, strict=True)
         ask.calls += [call for each in asks.values() for call in each.calls]
