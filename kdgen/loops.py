@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 from pydantic import Field, JsonValue
 
+from kdgen.judging import GRADES
 from kdgen.parse import terms
 from kdgen.record import Frozen
 
@@ -20,10 +21,11 @@ WINDOW = 1000
 class Bounds(Frozen):
     """How far an iteration's rows may drift before the loop stops. None looks away.
 
-    `longer` and `shorter`: the mean words of an answer and its reasoning, as a multiple of the iteration's before. `distinct`: the share of
-    different pairs of neighbouring words, likewise. `same_score`: the share of rows, or of a judge's grades, that have the
-    score most have: a judge that calls all equally good chooses nothing. `self_preference`: how much higher, in
-    shares of its scale, a judge scores its own model's answers than the others'.
+    `longer` and `shorter`: the mean words of an answer and its reasoning, as a multiple of the iteration's before.
+    `distinct`: the share of different pairs of neighbouring words, likewise. `same_score`: the share of rows, or of a
+    judge's grades, that have the score most have, where there are 20 at least: a judge that calls all equally good chooses
+    nothing. `self_preference`: how much higher, in shares of its scale, a judge scores its own model's answers than the
+    others'.
     """
 
     longer: float | None = Field(2.0, gt=1)
@@ -94,16 +96,21 @@ def measured(rows: Iterable[dict[str, Any]], judges: Iterable[dict[str, Any]] = 
     if window and not shares:
         shares.append(len(set(window)) / len(window))
     scored = scores.total()
-    same = [report["most_given"] for report in reports if report.get("most_given") is not None and report["grades"] > 1]
-    if scored > 1:
+    same = [report["most_given"] for report in reports if report.get("grades", 0) >= GRADES and report["most_given"]]
+    if scored >= GRADES:
         same.append(max(scores.values()) / scored)
+    proud = [
+        report["self_preference"]
+        for report in reports
+        if "own" in report and min(report["own"]["grades"], report["others"]["grades"]) >= GRADES
+    ]
     return Measures(
         rows=count,
         words=words / count if count else 0.0,
         distinct=sum(shares) / len(shares) if shares else None,
         score=sum(score * many for score, many in scores.items()) / scored if scored else None,
         same_score=max(same, default=None),
-        self_preference=max((each for r in reports if (each := r.get("self_preference")) is not None), default=None),
+        self_preference=max(proud, default=None),
     )
 
 

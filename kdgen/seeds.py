@@ -28,10 +28,11 @@ from kdgen.shapes import MAIN, Field, conversation, kind_of, mapped, recognised,
 class Seeds(Frozen):
     """Where seeds come from and how their columns are read.
 
-    `path` is a file (.jsonl, .json, .csv, .parquet, each also .gz where it is text), `-` for standard
-    input, a built-in's bare name, or `package:NAME/path` for a file that an installed package carries. It may also be
-    a document (text, Markdown, HTML, PDF, source code) or a folder of them, of which `files` names those to read
-    (`["*.md", "guide/*"]`). `chunk` says how documents are cut, and has rows that are a text cut too.
+    `path` is a file (.jsonl, .json, .csv, .parquet, each also .gz where it is text), `-` for standard input, a built-in's
+    bare name, or `package:NAME/path` for a file that an installed package carries. It may also be the folder of a dataset
+    that kdgen made, whose records are the seeds; a document (text, Markdown, HTML, PDF, source code) or a folder of them,
+    of which `files` names those to read (`["*.md", "guide/*"]`). `chunk` says how documents are cut, and has rows that are
+    a text cut too.
     `clean` cleans conversations. `limit` takes the first so many; of these, `select` chooses those that cover them all.
     """
 

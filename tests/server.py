@@ -334,6 +334,11 @@ def published(folder: Path, *, card: bool = False) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in (*ROWS, *(("README.md",) if card else ()))}
 
 
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def leftovers(folder: Path) -> list[str]:
     """What a run should not leave in a dataset folder."""
     if not folder.exists():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server import published, write_seeds
+from server import lines, published, write_seeds
 
 from kdgen.agreement import Agreement
 from kdgen.codebooks import Span, load_codebook, located
@@ -46,10 +46,6 @@ def annotate(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         return json.loads(said.out), lines(tmp_path / "out/records.jsonl"), lines(tmp_path / "out/rejects.jsonl")
 
     return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 ENTITIES = "stages.0.codebook=entities"

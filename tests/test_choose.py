@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import published, write_seeds
+from server import lines, published, write_seeds
 
 from kdgen.banks import load_bank
 from kdgen.resources import builtins
@@ -36,10 +36,6 @@ def strategy(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         return kdgen(*asked, *knobs, "--json", "-q")
 
     return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_the_teacher_is_told_the_strategy_and_the_student_is_not(strategy: Callable[..., Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import published, write_seeds
+from server import lines, published, write_seeds
 
 from kdgen.record import digest
 from kdgen.teachers.logprobs import options
@@ -25,10 +25,6 @@ ANSWERS = [
 ]
 LISTED = [{"regex": rf"(?s)in order.*Answer {place}:\nalpha", "reply": f'{{"reason": "so", "order": {order}}}'}
           for place, order in ((1, [1, 2, 3]), (2, [2, 1, 3]), (3, [3, 1, 2]))]  # fmt: skip
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def rows(count: int) -> list[dict[str, Any]]:

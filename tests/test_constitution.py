@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import write_seeds
+from server import lines, write_seeds
 
 from kdgen.banks import load_bank
 from kdgen.export import Critique
@@ -36,10 +36,6 @@ def constitution(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any
         return json.loads(said.out), *(lines(tmp_path / f"out/{name}.jsonl") for name in ("records", "rejects", "data"))
 
     return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def rounds(row: dict[str, Any]) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import published, write_seeds
+from server import lines, published, write_seeds
 
 from kdgen.banks import load_bank
 from kdgen.record import Candidate, digest
@@ -42,10 +42,6 @@ def contrast(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         return json.loads(said.out), lines(tmp_path / "out/records.jsonl"), lines(tmp_path / "out/rejects.jsonl")
 
     return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_both_sides_of_rlcd_are_asked_under_one_pair(contrast: Callable[..., Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from server import published, write_seeds
+from server import lines, published, write_seeds
 
 from kdgen.errors import Rejected, UserError
 from kdgen.judging import Grade, Judging, Verdict
@@ -32,10 +32,6 @@ overall: {asks: "Is it good?", scale: {1: No., 10: Yes.}}
 def grades(right: Any, clear: Any, overall: Any) -> str:
     made = {"right": right, "clear": clear, "overall": overall}
     return json.dumps({name: {"reason": f"{name} so", "score": score} for name, score in made.items()})
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture

@@ -278,9 +278,9 @@ REPHRASE: dict[str, Any] = {
     "seeds": {"path": "s.jsonl", "map": {"text": "instruction"}},
     "export": {"format": "text"},
 }
-PAIRED = {**STYLES["brief"], "prompt": "curate/rephrase/questions", "makes": "qa"}
-del PAIRED["most_copied"]
-SAID = {**REPHRASE, "stages": [{**REPHRASE["stages"][0], "styles": {"brief": PAIRED}}]}
+ASKING = {**STYLES["brief"], "prompt": "curate/rephrase/questions", "makes": "qa"}
+del ASKING["most_copied"]
+SAID = {**REPHRASE, "stages": [{**REPHRASE["stages"][0], "styles": {"brief": ASKING}}]}
 QUERY = {"stage": "curate", "method": "write", "prompt": "label/brief", "makes": "query", "params": {"logprobs": 0}}
 QUERIES = {**REPHRASE, "stages": [QUERY], "export": {"format": "retrieval"}}
 TRIP = {

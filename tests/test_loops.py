@@ -142,24 +142,41 @@ def test_a_budget_is_of_all_iterations(loop: Callable[..., Any]) -> None:
     assert 0 < spent <= 130
 
 
+def test_a_judge_that_finds_all_equally_good_ends_the_loop(loop: Callable[..., Any]) -> None:
+    grade = {"stage": "feedback", "method": "judge", "prompt": "feedback/judge", "rubric": "accuracy", "times": 7}
+    rules = [
+        {"contains": "check rows", "reply": '{"accuracy": {"reason": "Right.", "score": 5}}'},
+        {"reply": "It is so."},
+    ]
+    tree = {"stages": [ANSWER, grade], "loop": {"iterations": [{}]}}
+    said, made = loop(tree, rules)
+    assert said.code == 5 and not made, said.err
+    assert "M1 drifts: 1.00 of the rows have one and the same score (bounds.same_score is 0.95)" in said.err
+    away = {"stages": [ANSWER, grade], "loop": {"iterations": [{}], "bounds": {"same_score": None}}}
+    said, made = loop(away, rules, "--set", "teachers.teacher.path=r0.jsonl")
+    assert said.code == 0 and made[0]["loop"]["measures"]["same_score"] == 1.0
+    assert made[0]["requests"]["sent"] == 0  # to look away costs nothing
+
+
 def test_measures() -> None:
     def row(output: str, score: float | None = None) -> dict[str, Any]:
         return {"output": output, "reasoning": "", "candidates": [], "meta": {} if score is None else {"score": score}}
 
-    same = measured([row("a b a b", 5), row("a b c d", 5), row("e f", 4)])
-    assert (same.rows, same.words, same.score) == (3, 10 / 3, 14 / 3) and same.same_score == 2 / 3
+    three = [row("a b a b", 5), row("a b c d", 5), row("e f", 4)]
+    same = measured(three)
+    assert (same.rows, same.words, same.score) == (3, 10 / 3, 14 / 3)
+    assert same.same_score is None and measured(three * 7).same_score == 2 / 3  # three grades say nothing of a judge
     assert same.distinct == pytest.approx(5 / 7)
     again = measured([row(" ".join(f"w{n} v{n}" for n in range(2000)))] * 3)
     assert again.distinct == 1.0  # of windows, so that a large dataset does not look poor
     assert measured([row("x")]).same_score is None
     assert measured([row("x") | {"reasoning": "since y is so"}]).words == 5
-    reports = [
-        {"grades": 4, "most_given": 1.0, "self_preference": 0.4},
-        {"pairs": 3},
-        {"grades": 4, "most_given": None},
-    ]
+    known = {"own": {"grades": 20}, "others": {"grades": 20}, "self_preference": 0.4}
+    reports = [{"grades": 40, "most_given": 1.0, **known}, {"pairs": 3}, {"grades": 40, "most_given": None}]
     judged = measured([row("x")], reports)
     assert (judged.same_score, judged.self_preference) == (1.0, 0.4)
+    few = [{"grades": 19, "most_given": 1.0, **known, "own": {"grades": 3}}]
+    assert measured([row("x")], few)[-2:] == (None, None)
 
 
 @pytest.mark.parametrize(

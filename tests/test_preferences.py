@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from server import published, write_seeds
+from server import lines, published, write_seeds
 
 from kdgen.errors import Rejected
 from kdgen.export import Kto, Preference, Ranked, Reward
@@ -36,10 +36,6 @@ Keep to this: {{ principle.text }}
 """
 BANK = "about: x\nsource: x\nentries: [{id: a, text: (alpha)}, {id: b, text: (beta)}, {id: c, text: (gamma)}]\n"
 MODELS = ("one", "two", "three", "four", "five")
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 from server import FakeWire
+from typer.testing import CliRunner
 
 from kdgen import errors
-from kdgen.config import load_recipe
+from kdgen.cli import app
+from kdgen.config import load_iterations, load_recipe
+from kdgen.export import FORMATS
 from kdgen.resources import builtins
 from kdgen.teachers.openai import OpenAI
 
@@ -54,6 +57,27 @@ def test_the_recipe_makes_rows(kdgen: Callable[..., Any], tmp_path: Path, monkey
     monkeypatch.setattr(OpenAI, "connect", FakeWire().open)
     said = kdgen("run", "./mine.yaml", "--json", "-q", "--ledger", "l.db", "--set", "stages.0.prompt=./mine.md")
     assert said.code == 0 and json.loads(said.out)["counts"]["rows"] == 1, said.err
+
+
+def test_the_loop_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands, in the recipe that it goes with; each iteration is what it says."""
+    shown = next(block for kind, block in BLOCKS if kind == "yaml" and block.startswith("loop:"))
+    plain = builtins("configs")["self/star"].read_text()
+    (tmp_path / "mine.yaml").write_text(plain[: plain.index("loop:")] + shown)
+    monkeypatch.chdir(tmp_path)
+    first, second, third = load_iterations("./mine.yaml")
+    assert [each.teachers["teacher"].label for each in (first, second, third)] == [
+        "local:qwen2.5-coder-0.5b", "openai:mine-1", "openai:mine-2",
+    ]  # fmt: skip
+    assert third.stages[0].model_dump()["tries"] == 2 and second.stages[0] == first.stages[0]
+
+
+def test_every_format_is_named() -> None:
+    row = next(line for line in README.splitlines() if line.startswith("| `data.jsonl`"))
+    told = CliRunner().invoke(app, ["label", "--help"], terminal_width=1000).output
+    for name in FORMATS:
+        assert f"`{name}`" in row or f"`--format {name}`" in row, name
+        assert re.search(rf"\b{name}\b", told), name
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import Answer, Server, published, write_seeds
+from server import Answer, Server, lines, published, write_seeds
 
 from kdgen.errors import Rejected
 from kdgen.prompts import load_prompt
@@ -48,10 +48,6 @@ def reward(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         return json.loads(said.out), *(lines(tmp_path / f"out/{name}.jsonl") for name in ("records", "rejects"))
 
     return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_server_is_sent_the_conversation_and_its_numbers_are_in_the_rows(

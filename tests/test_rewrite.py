@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import published, write_seeds
+from server import lines, published, write_seeds
 
 BAD = '{"critique": "It is short.", "verdict": "revise"}'
 GOOD = '{"critique": "It holds.", "verdict": "good"}'
@@ -29,10 +29,6 @@ def rewrite(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         return json.loads(said.out), lines(tmp_path / "out/records.jsonl"), lines(tmp_path / "out/rejects.jsonl")
 
     return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_rounds_go_on_until_the_critic_is_content_and_stand_in_the_row(rewrite: Callable[..., Any]) -> None:

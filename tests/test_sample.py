@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import published, write_seeds
+from server import lines, published, write_seeds
 
 RULES = [
     {"nth": 0, "reply": "Say so.\nAnswer: 6"},
@@ -29,10 +29,6 @@ def sample(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         return kdgen(*asked, *knobs, "--json", "-q")
 
     return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import write_seeds
+from server import lines, write_seeds
 
 from kdgen.config import load_recipe
 from kdgen.record import Record
@@ -23,10 +23,6 @@ RULES = [
         for n in range(6)
     ),
 ]
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def star() -> Star:

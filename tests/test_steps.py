@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server import published, write_seeds
+from server import lines, published, write_seeds
 
 from kdgen.export import Stepwise
 from kdgen.record import Record, digest
@@ -44,10 +44,6 @@ def steps(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         return json.loads(said.out), *(lines(tmp_path / f"out/{name}.jsonl") for name in ("records", "rejects", "data"))
 
     return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def verdicts(*said: str) -> str:

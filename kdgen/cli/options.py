@@ -37,7 +37,13 @@ OnBad = Annotated[
 ]
 Form = Annotated[
     str | None,
-    typer.Option("--format", "-f", metavar="FORMAT", help="messages, alpaca, sharegpt, text, retrieval or prompt."),
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        help="messages, alpaca, sharegpt, text, retrieval, preference, kto, ranked, reward, evaluator, stepwise, critique, "
+        "edits or prompt.",
+    ),
 ]
 LedgerOpt = Annotated[
     str, typer.Option("--ledger", envvar="KDGEN_LEDGER", metavar="PATH", help="The file that keeps every paid reply.")

@@ -131,7 +131,7 @@ def _loop(
             made.append(manifest)
             _tell(manifest, store.folder, False, quiet, f"M{number}: ")
     finally:
-        if as_json:
+        if as_json and made:
             print(pretty(made), end="")
     if quiet:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from kdgen.export.chat import Format, asked
+from kdgen.export.chat import Format
 from kdgen.record import Record
 
 
@@ -25,9 +25,7 @@ class PromptOnly(Format):
         """The prompt with its verifier."""
         if not record.instruction:
             return None
-        turns = [{"role": "system", "content": record.system}] if record.system and self.system == "keep" else []
-        turns += [{"role": turn.role, "content": turn.content} for turn in asked(record)]
-        row: dict[str, Any] = {"prompt": turns}
+        row: dict[str, Any] = {"prompt": self.prompt(record)}
         gold, spec = record.meta.get("gold"), record.meta.get("verifier")
         if gold or spec:
             row[self.gold_as] = gold if isinstance(gold, str) else ""
