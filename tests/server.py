@@ -339,6 +339,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def outcome(said: Any, folder: Path, code: int, *files: str) -> Any:
+    """What a command ended with `code` left: its error, or with 0 its manifest and the rows of these files."""
+    assert said.code == code, said.err
+    return said.err if code else (json.loads(said.out), *(lines(folder / f"{name}.jsonl") for name in files))
+
+
 def leftovers(folder: Path) -> list[str]:
     """What a run should not leave in a dataset folder."""
     if not folder.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import lines, write_seeds
+from server import outcome, write_seeds
 
 from kdgen.banks import load_bank
 from kdgen.export import Critique
@@ -30,10 +30,7 @@ def constitution(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any
         knobs = [part for each in sets for part in ("--set", each)]
         asked = ("s.jsonl", "-m", "constitution", "-t", "scripted:r.jsonl", "--ledger", "l.db", "-o", "out")
         said = kdgen("feedback", *asked, *knobs, "--json", "-q")
-        assert said.code == code, said.err
-        if code:
-            return said.err
-        return json.loads(said.out), *(lines(tmp_path / f"out/{name}.jsonl") for name in ("records", "rejects", "data"))
+        return outcome(said, tmp_path / "out", code, "records", "rejects", "data")
 
     return run
 

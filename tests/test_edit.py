@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server import lines, published, write_seeds
+from server import outcome, published, write_seeds
 
 from kdgen.export import Edits
 from kdgen.record import Candidate, Record, digest
@@ -31,10 +31,7 @@ def edit(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         teachers = f"teachers={{teacher: {{provider: scripted, path: {tmp_path / script}, max_tokens: 99}}}}"
         said = kdgen("feedback", "s.jsonl", "-m", "edit", "--set", f"stages=[{STAGE % options}]", "--set", teachers,
                      "--ledger", f"{script}.db", "-o", "out", "--json", "-q")  # fmt: skip
-        assert said.code == code, said.err
-        if code:
-            return said.err
-        return json.loads(said.out), *(lines(tmp_path / f"out/{name}.jsonl") for name in ("records", "rejects", "data"))
+        return outcome(said, tmp_path / "out", code, "records", "rejects", "data")
 
     return run
 

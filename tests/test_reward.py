@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import Answer, Server, lines, published, write_seeds
+from server import Answer, Server, outcome, published, write_seeds
 
 from kdgen.errors import Rejected
 from kdgen.prompts import load_prompt
@@ -42,10 +42,7 @@ def reward(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
                  "--set", "export={format: messages}",
                  "--ledger", "l.db", "-o", "out", "--json", "-q")  # fmt: skip
         said = kdgen("feedback", *asked, *(part for each in sets for part in ("--set", each)))
-        assert said.code == code, said.err
-        if code:
-            return said.err
-        return json.loads(said.out), *(lines(tmp_path / f"out/{name}.jsonl") for name in ("records", "rejects"))
+        return outcome(said, tmp_path / "out", code, "records", "rejects")
 
     return run
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server import lines, published, write_seeds
+from server import outcome, published, write_seeds
 
 from kdgen.export import Stepwise
 from kdgen.record import Record, digest
@@ -38,10 +38,7 @@ def steps(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         write_seeds(tmp_path / "s.jsonl", list(seeds) or [SOLVED])
         said = kdgen("feedback", "s.jsonl", "-m", "steps", "-t", f"scripted:{script}", "--ledger", f"{script}.db",
                      "-o", "out", "--set", f"stages=[{stage}]", "--set", sets, "--json", "-q")  # fmt: skip
-        assert said.code == code, said.err
-        if code:
-            return said.err
-        return json.loads(said.out), *(lines(tmp_path / f"out/{name}.jsonl") for name in ("records", "rejects", "data"))
+        return outcome(said, tmp_path / "out", code, "records", "rejects", "data")
 
     return run
 
