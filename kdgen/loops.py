@@ -22,10 +22,9 @@ class Bounds(Frozen):
     """How far an iteration's rows may drift before the loop stops. None looks away.
 
     `longer` and `shorter`: the mean words of an answer and its reasoning, as a multiple of the iteration's before.
-    `distinct`: the share of different pairs of neighbouring words, likewise. `same_score`: the share of rows, or of a
-    judge's grades, that have the score most have, where there are 20 at least: a judge that calls all equally good chooses
-    nothing. `self_preference`: how much higher, in shares of its scale, a judge scores its own model's answers than the
-    others'.
+    `distinct`: the share of different pairs of neighbouring words, likewise. `same_score`: the share of a judge's grades
+    that are the one it gives most, where there are 20 at least: a judge that calls all equally good chooses nothing.
+    `self_preference`: how much higher, in shares of its scale, a judge scores its own model's answers than the others'.
     """
 
     longer: float | None = Field(2.0, gt=1)
@@ -97,8 +96,6 @@ def measured(rows: Iterable[dict[str, Any]], judges: Iterable[dict[str, Any]] = 
         shares.append(len(set(window)) / len(window))
     scored = scores.total()
     same = [report["most_given"] for report in reports if report.get("grades", 0) >= GRADES and report["most_given"]]
-    if scored >= GRADES:
-        same.append(max(scores.values()) / scored)
     proud = [
         report["self_preference"]
         for report in reports
@@ -142,7 +139,7 @@ def drifted(bounds: Bounds, now: Measures, before: Measures | None) -> str:
         share, most = getattr(now, name), getattr(bounds, name)
         if share is not None and most is not None and share > most:
             what = (
-                "of the rows have one and the same score"
+                "of a judge's grades are one and the same"
                 if name == "same_score"
                 else "is what a judge adds for its own model"
             )

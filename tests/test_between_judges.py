@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from server import write_seeds
 
 from kdgen.errors import UserError
 from kdgen.export import Preference
@@ -85,3 +89,38 @@ def test_settings_without_effect_are_errors() -> None:
         stage.check("here")
     with pytest.raises(ValidationError, match="no group 2, it has 1"):
         Regex(pattern="(a)b", group=2)
+
+
+GRADE = {"stage": "curate", "method": "grade", "prompt": "curate/faithful"}
+BEST = {"stage": "label", "method": "sample", "prompt": "label/brief", "n": 2, "pick": "judge", "grade": "label/grade"}
+HARD = {"stage": "expand", "method": "hard-cases", "answer": "label/brief", "score": "expand/hard-cases/score",
+        "student": "teacher"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        (GRADE, "curate/grade, judge teacher: 100% of its grades for quality are the highest there is"),
+        (BEST, "label/sample, judge teacher: 100% of its grades for score are the highest there is"),
+        (HARD, "expand/hard-cases, judge teacher: it prefers the answer that stands first in 100% of its verdicts"),
+    ],
+    ids=["grade", "sample", "hard-cases"],
+)
+def test_the_judges_of_other_stages_are_told_of_too(
+    kdgen: Callable[..., Any], tmp_path: Path, stage: dict[str, Any], said: str
+) -> None:
+    rules = [
+        {"contains": "You grade", "reply": '{"reason": "Fine.", "score": 10}'},
+        {"contains": "check answers", "reply": '{"reason": "Fine.", "score": 5}'},
+        {"contains": "referee", "reply": '{"reason": "Fine.", "first": 10, "second": 1}'},
+        {"reply": "It is {digest}."},
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in rules))
+    write_seeds(tmp_path / "s.jsonl", [{"instruction": f"Name {n}.", "output": f"It is {n}."} for n in range(20)])
+    teacher = {"provider": "scripted", "path": "r.jsonl"}
+    recipe = {"name": "told", "seeds": "s.jsonl", "teachers": {"teacher": teacher}, "stages": [stage]}
+    (tmp_path / "told.yaml").write_text(json.dumps(recipe))
+    sets = ("--set", "stages.0.gap=0") if stage is HARD else ()
+    found = kdgen("run", "./told.yaml", "-o", "out", "--ledger", "l.db", *sets)
+    assert found.code == 0 and said in " ".join(found.err.split()), found.err
+    assert said.split(":")[1] in (tmp_path / "out/README.md").read_text()

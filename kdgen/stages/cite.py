@@ -7,12 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
+from kdgen import judging
 from kdgen.errors import Rejected
 from kdgen.parse import find_quote
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.base import Ask, Stage, bad_stage
 from kdgen.stages.draw import Draw, Pool
+from kdgen.stages.judged import read
 from kdgen.teachers.base import Reply
 
 
@@ -188,8 +190,13 @@ class Grade(Stage):
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call."""
         shown = {name: getattr(job, name) for name in self.gives["prompt"]}
-        reply = await ask(self.prompt, schema=Mark, **shown)
+        reply = await read(ask, ask(self.prompt, schema=Mark, **shown))
+        if isinstance(reply, Rejected):
+            ask.judged([judging.Grade(self.to, self.name_as, None, 1, 5)])
+            raise reply
         mark = Mark.model_validate_json(reply.text)
+        own = reply.teacher in job.writers.values()
+        ask.judged([judging.Grade(self.to, self.name_as, mark.score, 1, 5, own)])
         if self.at_least is not None and mark.score < self.at_least:
             raise Rejected(f"low_{self.name_as}", f"{mark.score} of 5: {mark.reason[:200]}")
         held = job.meta.get("grades")

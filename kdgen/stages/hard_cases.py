@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kdgen.errors import Rejected
+from kdgen.judging import Verdict
 from kdgen.parse import split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
@@ -76,6 +77,9 @@ class HardCases(Stage):
         scores = [await self._scores(output, said, asked, ask, ahead="first")]
         if self.swap:
             scores.append((await self._scores(said, output, asked, ask, ahead="second"))[::-1])
+        # The share of the answer shown first, which is the teacher's in one order and the student's in the other.
+        shares = [0.5 + ((ahead > behind) - (ahead < behind)) / 2 for ahead, behind in scores]
+        ask.judged([Verdict(self.judge, shares[0], 1 - shares[1] if self.swap else None, self.swap)])
         teacher, student = (sum(side) / len(scores) for side in zip(*scores, strict=True))
         if teacher - student < self.gap:
             lost = job.model_copy(update={"output": output, "calls": (*job.calls, *dict.fromkeys(ask.calls))})

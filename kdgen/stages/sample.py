@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from kdgen import judging
 from kdgen.errors import Rejected
 from kdgen.parse import bare, calculations, final_answer, same_answer, split_answer, split_thinking
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, asked_of, task_variables
 from kdgen.stages.base import Ask, Stage, bad_stage, gathered
+from kdgen.stages.judged import read
 from kdgen.stages.verify import check_source, runs_programs, shortfall, spec_of
 from kdgen.teachers.base import Reply
 from kdgen.verifiers import AnyVerifier, Verdict
@@ -216,8 +218,13 @@ class Sample(Stage):
             return drawn
         shown: dict[str, Any] = {"instruction": job.task or job.text, "input": "", "system": job.system}
         said = f"{drawn.reasoning}\n\n{drawn.output}" if reasoned and not thought else drawn.output
-        grade = await ask(self.grade, to=self.judge, nth=number, schema=Grade, output=said, gold=job.output, **shown)
+        asked = ask(self.grade, to=self.judge, nth=number, schema=Grade, output=said, gold=job.output, **shown)
+        grade = await read(ask, asked)
+        if isinstance(grade, Rejected):
+            ask.judged([judging.Grade(self.judge, "score", None, 1, 10)])
+            raise grade
         score = Grade.model_validate_json(grade.text).score
+        ask.judged([judging.Grade(self.judge, "score", score, 1, 10, grade.teacher == reply.teacher)])
         return Drawn(number, reply, drawn.reasoning, drawn.output, drawn.answer, grade, score)
 
     def _judged(self, drawn: Sequence[Drawn], gold: str) -> tuple[dict[str, JsonValue], dict[int, tuple[str, str]]]:
