@@ -7,14 +7,14 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from test_programs import needs_walls
 
 from kdgen.errors import UserError
 from kdgen.sandbox.box import Sandbox
-from kdgen.verifiers import VERIFIERS, Verdict, bounded, missing_packages, read_verifier
+from kdgen.verifiers import VERIFIERS, AnyVerifier, Verdict, bounded, missing_packages, read_verifier
 from kdgen.verifiers import base as bases
 from kdgen.verifiers.math import Math, result
 from kdgen.verifiers.reward import reward
@@ -82,6 +82,8 @@ CASES: list[tuple[Any, str, str, bool | None]] = [
     (QUOTES, 'He says "the sea is red and deep" and "A tree is green".', "", False),
     (QUOTES, "He says nothing.", "", False),
     ({**QUOTES, "least": 0}, "He says nothing.", "", True),
+    (QUOTES, 'He says "the sea is".', "", True),
+    ({**QUOTES, "quote_words": 4}, 'He says "the sea is".', "", False),
     ({"type": "citations"}, '"one two three"', "", None),
 ]
 
@@ -124,6 +126,14 @@ IFEVAL = {
     "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
     "kwargs": [{}, {"relation": "at least", "num_words": 3, "language": None}],
 }
+
+
+def test_every_field_of_every_verifier_is_set_in_a_case() -> None:
+    given = {(spec["type"], name) for spec, *_ in CASES for name in spec}
+    given |= {(spec["type"], name) for spec in (ASSERTS, PRINTS, {**IFEVAL, "loose": True}) for name in spec}
+    (union, *_) = get_args(AnyVerifier)
+    known = {(kind.model_fields["type"].default, name) for kind in get_args(union) for name in kind.model_fields}
+    assert known <= given, "a field without a case: it may be a silent knob"
 
 
 def test_instructions_are_scored_by_the_share_that_is_kept() -> None:
