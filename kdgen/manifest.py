@@ -95,6 +95,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
             for role, spec in recipe.teachers.items()
             if not isinstance(spec, TeacherSpec)
         },
+        "seeds": {"licence": recipe.seeds.under} if recipe.seeds else {},
         "use": recipe.use,
         "student": recipe.student,
         "terms": [ruling.data() for ruling in run.rulings],
