@@ -47,7 +47,7 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         )
     lines += [
         "",
-        *_terms(manifest),
+        *terms_of(manifest),
         "## From seeds to rows",
         "",
         "| | records |",
@@ -159,7 +159,7 @@ REPORTED = {
 }
 
 
-def _terms(manifest: dict[str, Any]) -> list[str]:
+def terms_of(manifest: dict[str, Any]) -> list[str]:
     """What the teachers' makers ask, who said that it may be used so, and what goes along with the rows."""
     used = f"`{manifest['use']}`" + (f", to train {manifest['student']}" if manifest["student"] else "")
     lines = [

@@ -96,6 +96,7 @@ def manifest_of(run: Run, files: dict[str, str], features: dict[str, Any], start
             for role, spec in recipe.teachers.items()
             if not isinstance(spec, TeacherSpec)
         },
+        "seeds": {"licence": recipe.seeds.under} if recipe.seeds else {},
         "use": recipe.use,
         "student": recipe.student,
         "terms": [ruling.data() for ruling in run.rulings],

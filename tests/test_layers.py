@@ -28,6 +28,7 @@ LAYERS = [
     {"manifest", "programs"},
     {"asking"},
     {"card", "progress"},
+    {"bundle"},
     {"known"},
     {"runner"},
     {"planning"},
