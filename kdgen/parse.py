@@ -16,6 +16,7 @@ HEADING = re.compile(
 )
 THINK = re.compile(r"\A\s*<(think|thinking|reasoning)>(.*?)(?:</\1>|\Z)\s*", re.S | re.I)
 ANSWER = re.compile(r"^[ \t>*_#]*(?:final[ \t]+)?answer[ \t*_]*(?::|is\b)[ \t*_]*", re.I | re.M)
+INLINE = re.compile(r"(?<=[.!?)])[ \t]+\**Answer:[ \t*]*(?=[^\n]+\s*\Z)")  # after a sentence, on the last line
 FENCE = re.compile(r"\A```[\w-]*\n(.*?)\n?```\Z", re.S)
 BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.S | re.M)
 PYTHON = ("python", "python3", "py", "")
@@ -72,11 +73,13 @@ def split_thinking(text: str) -> tuple[str, str]:
 
 
 def split_answer(text: str) -> tuple[str, str]:
-    """(rationale, answer): what stands before and after the last `Answer:` line, or before and in the last \\boxed{}.
+    """(rationale, answer): what stands before and after the last `Answer:` line, or such an end of the last line, or before
+    and in the last \\boxed{}.
 
-    Without either the answer is empty and the whole text is the rationale.
+    Without any the answer is empty and the whole text is the rationale.
     """
-    marks, boxes = list(ANSWER.finditer(text)), list(BOXED.finditer(text))
+    boxes = list(BOXED.finditer(text))
+    marks = [*(ANSWER.finditer(text) if ANSWER.search(text) else INLINE.finditer(text))]
     if marks:
         last = marks[-1]
         answer = re.sub(r"\\[\[\]()]", " ", text[last.end() :]).strip().strip("*_$").strip()
