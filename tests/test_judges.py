@@ -263,12 +263,13 @@ def test_rows_that_teach_a_judge(judged: Callable[..., Any], tmp_path: Path) -> 
     }
     # Of candidates, one row each; a mean between two grades has no feedback of its own.
     first = {"stage": "feedback", "method": "candidates", "prompt": "label/brief", "n": 2}
-    rules = [
-        {"contains": "You judge", "nth": 0, "reply": grades(5, 2, 7)},
-        {"contains": "You judge", "reply": grades(5, 3, 7)},
-    ]
     each = {"stage": "feedback", "method": "each"}
-    for times, count in ((1, 2), (2, 0)):
+    # The mean of 2 and 4 is a grade, and not the one that either gave its reason for.
+    for second, times, count in ((3, 1, 2), (3, 2, 0), (4, 2, 0), (2, 2, 2)):
+        rules = [
+            {"contains": "You judge", "nth": 0, "reply": grades(5, 2, 7)},
+            {"contains": "You judge", "reply": grades(5, second, 7)},
+        ]
         said = judged(
             [*rules, {"reply": "an answer {digest}"}], {"times": times}, rows(1), first, after=[each], export=form
         )

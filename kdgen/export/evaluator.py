@@ -47,7 +47,7 @@ class Evaluator(Format):
             return None
         scale = self.rubric.of(name)
         low, high = scale.ends
-        if score % (0.5 if scale.halves else 1):
+        if score % (0.5 if scale.halves else 1) or not _given(notes, name, score):
             return None
         gold = record.meta.get("gold")
         reference = gold if isinstance(gold, str) else ""
@@ -73,3 +73,15 @@ class Evaluator(Format):
             "orig_score": score,
             **{f"orig_score{grade}_description": words for grade, words in sorted(scale.scale.items())},
         }
+
+
+def _given(notes: Any, name: str, score: float) -> bool:
+    """Whether the grade is the one that the feedback was given with, which is that of the first reply that was read."""
+    grades = notes.get("grades")
+    if not isinstance(grades, dict):
+        return True  # there was one reply
+    replies = zip(*grades.values(), strict=True)
+    read = next(
+        (dict(zip(grades, reply, strict=True)) for reply in replies if any(each is not None for each in reply)), {}
+    )
+    return read.get(name) == score
