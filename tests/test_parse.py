@@ -105,7 +105,9 @@ def test_split_thinking(text: str, parts: tuple[str, str]) -> None:
     assert parse.split_thinking(text) == parts
 
 
-PROGRAM = "```python\ndef f(x):\n    # Answer: the square\n    answer: int = x * x  # \\boxed{4}\n    return answer\n```"
+PROGRAM = (
+    "```python\ndef f(x):\n    # Answer: the square\n    answer: int = x * x  # \\boxed{4}\n    return answer\n```"
+)
 
 
 @pytest.mark.parametrize(
