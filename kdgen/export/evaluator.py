@@ -77,11 +77,9 @@ class Evaluator(Format):
 
 def _given(notes: Any, name: str, score: float) -> bool:
     """Whether the grade is the one that the feedback was given with, which is that of the first reply that was read."""
-    grades = notes.get("grades")
-    if not isinstance(grades, dict):
+    held = notes.get("grades")
+    grades = [each for each in held.values() if isinstance(each, list)] if isinstance(held, dict) else []
+    if not grades or name not in held:
         return True  # there was one reply
-    replies = zip(*grades.values(), strict=True)
-    read = next(
-        (dict(zip(grades, reply, strict=True)) for reply in replies if any(each is not None for each in reply)), {}
-    )
-    return read.get(name) == score
+    first = next((place for place, reply in enumerate(zip(*grades, strict=False)) if set(reply) != {None}), 0)
+    return bool(held[name][first] == score)
