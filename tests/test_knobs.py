@@ -1060,7 +1060,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "at_least": S + "at_least=0.9",
         },
     ),
-    (Steps, ROLLOUTS, {"n": S + "n=3", "gold": S + "gold=q"}),
+    (Steps, ROLLOUTS, {"n": S + "n=3", "gold": S + "gold=q", "verifier": S + "verifier={type: regex, pattern: never}"}),
     (
         Stepwise,
         {**ROLLOUTS, "export": {"format": "stepwise"}},
