@@ -1038,6 +1038,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "most": S + "most=0.01",
             "weights": S + "weights={added: 2}",
             "gold": S + "gold=final",
+            "verifier": ("stages.0.gold=final", S + "verifier={type: regex, pattern: never}"),
         },
     ),
     (Weights, EDIT, {name: S + f"weights={{{name}: 3}}" for name in ("added", "removed", "kept")}),
