@@ -15,7 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from bench.measure import CACHE, HERE, KDGEN, PYTHON, Server, Took, middle, note, server, table, took, write_seeds
+from bench.measure import (
+    CACHE,
+    HERE,
+    KDGEN,
+    PYTHON,
+    Server,
+    Took,
+    grown,
+    middle,
+    note,
+    server,
+    table,
+    took,
+    write_seeds,
+)
 from bench.measure import start as start_command
 from kdgen.terms import table as terms
 
@@ -154,7 +168,16 @@ def export(options: argparse.Namespace, folder: Path) -> None:
     script.write_text(ANSWER, encoding="utf-8")
     took(label(folder, seeds, f"scripted:{script}"), cwd=folder)
     made = grown(folder / "out", folder / "many", count)
-    cut = ["--split", "train=0.9,test=0.1", "--subsets", f"{count // 100},{count // 10}", "--order", "length", "--pack", "4096"]
+    cut = [
+        "--split",
+        "train=0.9,test=0.1",
+        "--subsets",
+        f"{count // 100},{count // 10}",
+        "--order",
+        "length",
+        "--pack",
+        "4096",
+    ]
     rows = []
     for name, more in (
         ("messages", []),
