@@ -28,6 +28,17 @@ test-vllm: ## the in-process vLLM teacher and a vLLM server, on the CPU (3.5 GB,
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	KDGEN_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=0-1 .venv-vllm/bin/python -m pytest tests/vllm
 
+test-trainers: .venv-trainers/.done ## TRL, Axolotl and LLaMA-Factory take what is exported, on the CPU (1.7 GB)
+	KDGEN_TEST_TRAINERS=1 .venv-trainers/bin/python -m pytest tests/trainers
+
+# torch first and alone: where a CPU build of it is at hand, nothing after it takes another.
+.venv-trainers/.done: pyproject.toml tests/trainers/requirements.txt
+	$(PYTHON) -m venv .venv-trainers
+	.venv-trainers/bin/pip install --quiet torch==2.13.0
+	.venv-trainers/bin/pip install --quiet --editable '.[local,parquet,verify]' -r tests/trainers/requirements.txt
+	.venv-trainers/bin/pip install --quiet --no-deps --target .venv-trainers/trl-1.12 trl==1.12.0
+	touch $@
+
 bench: $(VENV)/.dev ## measure speed, as ratios taken side by side
 	$(BIN)/python -m bench
 
@@ -48,4 +59,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 		--prefix $(VENV) @copilotkit/aimock@1.43.0
 	touch $@ $(VENV)/.run
 
-.PHONY: help start test test-vllm check bench clean
+.PHONY: help start test test-vllm test-trainers check bench clean
