@@ -15,7 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from bench.measure import CACHE, HERE, KDGEN, PYTHON, Server, Took, middle, note, server, table, took, write_seeds
+from bench.measure import (
+    CACHE,
+    HERE,
+    KDGEN,
+    PYTHON,
+    Server,
+    Took,
+    grown,
+    middle,
+    note,
+    server,
+    table,
+    took,
+    write_seeds,
+)
 from bench.measure import start as start_command
 from kdgen.terms import table as terms
 
@@ -146,6 +160,40 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
     table(("job", "wall s", "rows/s", "CPU s", "rows per CPU-s", "CPU-s per 1,000", "peak MiB"), rows)
 
 
+def export(options: argparse.Namespace, folder: Path) -> None:
+    """A dataset exported: plain, in Parquet, and cut by everything that takes memory."""
+    count = options.rows or (1_000_000 if options.full else 100_000)
+    seeds, script = folder / "seeds.jsonl", folder / "answers.jsonl"
+    write_seeds(seeds, 1)
+    script.write_text(ANSWER, encoding="utf-8")
+    took(label(folder, seeds, f"scripted:{script}"), cwd=folder)
+    made = grown(folder / "out", folder / "many", count)
+    cut = [
+        "--split",
+        "train=0.9,test=0.1",
+        "--subsets",
+        f"{count // 100},{count // 10}",
+        "--order",
+        "length",
+        "--pack",
+        "4096",
+    ]
+    rows = []
+    for name, more in (
+        ("messages", []),
+        ("messages, think", ["--set", "reasoning=think"]),
+        ("alpaca", ["--to", "alpaca"]),
+        ("messages, Parquet shards", ["--as", "hf"]),
+        ("messages, split, subsets, order, packing", cut),
+    ):
+        command = [*KDGEN, "export", str(made), "--to", "messages", *more, "-o", str(folder / "exported"), "-q"]
+        runs = [took(command, cwd=folder) for _ in range(options.repeat)]
+        rows.append(_speed(name, middle(runs), count))
+        note(f"{name}: {count / middle(runs).wall:,.0f} rows/s")
+    print(f"## export: {count:,} records\n")
+    table(("export", "wall s", "rows/s", "CPU s", "rows per CPU-s", "CPU-s per 1,000", "peak MiB"), rows)
+
+
 def pace(options: argparse.Namespace, folder: Path) -> None:
     """Two processes with one key and one ledger, at a server that allows 600 requests a minute."""
     rpm, count = 600, options.rows or 600
@@ -219,6 +267,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], None]] = {
     "replay": replay,
     "memory": memory,
     "pace": pace,
+    "export": export,
 }
 
 

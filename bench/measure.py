@@ -119,6 +119,23 @@ def write_seeds(path: Path, count: int, first: int = 0) -> None:
             file.write(json.dumps({"instruction": text}) + "\n")
 
 
+def grown(dataset: Path, folder: Path, count: int) -> Path:
+    """A dataset of `count` records, each like the first of another, with its own id, seed, task and answer."""
+    folder.mkdir()
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    manifest["counts"]["rows"], manifest["hashes"]["files"] = count, {}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with (dataset / "records.jsonl").open() as lines:
+        record = json.loads(lines.readline())
+    task, answer = record["instruction"], record["output"]
+    with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(count):
+            name = f"{number:020x}"
+            record |= {"id": name, "seeds": [name], "instruction": f"{number}: {task}", "output": f"{answer} {number}"}
+            file.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n")
+    return folder
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a Markdown table."""
     print("| " + " | ".join(head) + " |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kdgen.export import Format
 from kdgen.record import BLANK, Candidate, Message, Record
 from kdgen.store import RECORDS
 
+BLOCK = 1 << 20
 FIELDS = BLANK.keys()
 NESTED: dict[str, type[Message] | type[Candidate]] = {"history": Message, "candidates": Candidate}
 put = object.__setattr__
@@ -57,10 +59,12 @@ class Dataset:
         """The lines of its records. Once all are read, `sha256` is theirs."""
         sums = hashlib.sha256()
         try:
-            with (self.version / RECORDS).open("rb", buffering=1 << 18) as file:
-                for line in file:
-                    sums.update(line)
-                    yield line
+            with (self.version / RECORDS).open("rb") as file:
+                # Read and summed a block at a time: a line at a time would take as long as making its row.
+                while block := file.read(BLOCK):
+                    block += file.readline()
+                    sums.update(block)
+                    yield from block.splitlines(keepends=True) if b"\r" not in block else io.BytesIO(block)
         except FileNotFoundError:
             cause = "the version that was read is gone: two runs have published since"
             raise UserError(cause, where=str(self.folder), hint="run the same command again") from None

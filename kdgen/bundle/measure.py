@@ -49,7 +49,7 @@ def counter(tokenizer: str) -> Callable[[str], int]:
         tokenizers: Any = importlib.import_module("tokenizers")
     except ModuleNotFoundError:
         raise UserError(
-            "counting tokens needs the tokenizers package", where="--tokenizer", hint="pip install tokenizers"
+            "counting tokens needs the tokenizers package", where="--tokenizer", hint="pip install 'kdgen[tokens]'"
         ) from None
     try:
         loaded = tokenizers.Tokenizer.from_file(str(path))

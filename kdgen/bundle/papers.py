@@ -179,8 +179,7 @@ def _configs(manifest: dict[str, Any], form: Format, done: Done) -> dict[str, An
     if form.format in COLUMNLESS:
         tables = {name: f"{name}.jsonl" for name in ("corpus", "queries")}
         told = [{"config_name": name, "data_files": [{"split": name, "path": file}]} for name, file in tables.items()]
-        qrels = [{"split": split, "path": made["files"][0]} for split, made in manifest["splits"].items()]
-        return {"configs": [*told, {"config_name": "default", "data_files": qrels, "sep": "\t"}]}
+        return {"configs": told}  # the hub reads one kind of files a folder; the judgements beside are tab-separated
     splits = {split: made["files"] for split, made in manifest["splits"].items()}
     configs = [{"config_name": "default", "data_files": _paths(splits), "default": True}]
     first, *rest = splits
