@@ -36,6 +36,7 @@ test-trainers: .venv-trainers/.done ## TRL, Axolotl and LLaMA-Factory take what 
 	$(PYTHON) -m venv .venv-trainers
 	.venv-trainers/bin/pip install --quiet torch==2.13.0
 	.venv-trainers/bin/pip install --quiet --editable '.[local,parquet,verify]' -r tests/trainers/requirements.txt
+	.venv-trainers/bin/pip install --quiet --no-deps axolotl==0.19.0 llamafactory==0.9.5 liger-kernel==0.8.1 peft==0.20.0
 	.venv-trainers/bin/pip install --quiet --no-deps --target .venv-trainers/trl-1.12 trl==1.12.0
 	touch $@
 
