@@ -32,6 +32,7 @@ asked = {
     "dataset_dir": folder,
     "template": "chatml",
     "cutoff_len": 1024,
+    "packing": False,
     "output_dir": f"{cache}/trained",
     "cache_dir": cache,
     "overwrite_cache": True,

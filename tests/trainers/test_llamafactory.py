@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("kdgen.cli.exporting")
 READS = Path(__file__).parent / "llamafactory_reads.py"
 EACH = 'stages.2={"stage": "feedback", "method": "each", "good_from": 4}'
-LABELLED = ("--set", EACH, "--set", "dedupe=[]")
+LABELLED = ("--set", EACH, "--set", "dedupe=[]", "-f", "kto")
 
 
 @pytest.fixture
