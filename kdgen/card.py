@@ -47,7 +47,7 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         )
     lines += [
         "",
-        *_terms(manifest),
+        *terms_of(manifest),
         "## From seeds to rows",
         "",
         "| | records |",
@@ -63,6 +63,7 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         lines += ["| rejected because | records |", "|---|---:|"]
         lines += [f"| {reason} | {count:,} |" for reason, count in counts["rejects"].items()]
         lines.append("")
+    lines += _features(manifest)
     total = manifest["dataset"]
     lines += [
         f"{total['replies']:,} replies of {total['tokens']['input']:,} input and {total['tokens']['output']:,} output "
@@ -80,6 +81,25 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         shown = yaml.safe_dump(example, sort_keys=False, allow_unicode=True, width=100).strip()
         lines += ["", "## One row", "", "~~~yaml", shown, "~~~"]
     return "\n".join(lines) + "\n"
+
+
+def _features(manifest: dict[str, Any]) -> list[str]:
+    """What the shards beside the rows hold."""
+    features = manifest.get("features")
+    if not features:
+        return []
+    lines = [
+        "## Features",
+        "",
+        "Beside the rows, by their ids, in `features/` (`kdgen.features.open` reads them):",
+        "",
+        "| feature | kind | rows | tokens | from |",
+        "|---|---|---:|---:|---|",
+    ]
+    for name, told in features.items():
+        made_by = ", ".join(dict.fromkeys(facts["teacher"] for facts in told["facts"]))
+        lines.append(f"| {name} | {told['kind']} | {told['rows']:,} | {told['tokens']:,} | {made_by} |")
+    return [*lines, ""]
 
 
 def _agreement(manifest: dict[str, Any]) -> list[str]:
@@ -139,7 +159,7 @@ REPORTED = {
 }
 
 
-def _terms(manifest: dict[str, Any]) -> list[str]:
+def terms_of(manifest: dict[str, Any]) -> list[str]:
     """What the teachers' makers ask, who said that it may be used so, and what goes along with the rows."""
     used = f"`{manifest['use']}`" + (f", to train {manifest['student']}" if manifest["student"] else "")
     lines = [

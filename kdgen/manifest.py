@@ -46,7 +46,7 @@ class Tally:
             raise AssertionError(f"{came} records came and {went} went: {self}")
 
 
-def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, Any]:
+def manifest_of(run: Run, files: dict[str, str], features: dict[str, Any], started: float) -> dict[str, Any]:
     """The manifest. `requests`, `tokens` and `cost_usd` are this run's; `dataset` is the same of every reply behind the rows.
 
     `maybe_billed` is what this run's requests without a reply can have cost at worst.
@@ -86,6 +86,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
             "tokens": _tokens(everything),
             "cost_usd": round(sum(part.usd for part in everything), 6) if known else None,
         },
+        **({"features": features} if features else {}),
         "repairs": dict(run.desk.repairs),
         "agreement": {name: rated.data() for name, rated in sorted(run.desk.agreement.items())},
         "judges": {name: judging.data() for name, judging in sorted(run.desk.judging.items())},
@@ -95,6 +96,7 @@ def manifest_of(run: Run, files: dict[str, str], started: float) -> dict[str, An
             for role, spec in recipe.teachers.items()
             if not isinstance(spec, TeacherSpec)
         },
+        "seeds": {"licence": recipe.seeds.under} if recipe.seeds else {},
         "use": recipe.use,
         "student": recipe.student,
         "terms": [ruling.data() for ruling in run.rulings],

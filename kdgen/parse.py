@@ -81,9 +81,14 @@ def split_answer(text: str) -> tuple[str, str]:
         last = marks[-1]
         answer = re.sub(r"\\[\[\]()]", " ", text[last.end() :]).strip().strip("*_$").strip()
         inside = BOXED.fullmatch(answer)
-        return text[: last.start()].strip(), inside.group(1).strip() if inside else answer
+        return OPENED.sub("", text[: last.start()]).strip(), inside.group(1).strip() if inside else answer
     if boxes:
-        return text[: boxes[-1].start()].rstrip().removesuffix("\\[").strip(), boxes[-1].group(1).strip()
+        last, answer = boxes[-1], boxes[-1].group(1).strip()
+        start, rest = text.rfind("\n", 0, last.start()) + 1, CLOSED.match(text, last.end())
+        after = rest.group() if rest else ""
+        if terms(text[start : last.start()] + after):  # a sentence or formula that ends in the box stays whole
+            return f"{text[: last.start()]}{answer}{after}".strip(), answer
+        return OPENED.sub("", text[:start]).strip(), answer
     return text.strip(), ""
 
 
@@ -170,6 +175,9 @@ UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\u0e00-\u0ef
 WORD = re.compile(r"[a-z0-9]+")
 TERM = re.compile(r"[^\W_]+")
 BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
+# What is left open by an answer that is taken out of a formula; the rest of a line, and what closes a formula below it.
+OPENED = re.compile(r"(?:\s|\\[(\[]|\$\$(?=\s*\Z))+\Z")
+CLOSED = re.compile(r"[^\n]*(?:\n\s*(?:\\[\])]|\$\$)[^\n\w]*(?=\n|\Z))?")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 # The left side of an equation of numbers, up to its sign; what follows that; what makes it a calculation.
 TERMS = re.compile(r"[\d\s.,$()+*/^-]+\Z")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, JsonValue
+
+if TYPE_CHECKING:
+    from kdgen.features import Feature
 
 
 class Frozen(BaseModel):
@@ -71,7 +74,8 @@ class Record(Frozen):
     `seeds` are the ids of the seeds this row depends on, `parents` the records it was made from,
     `calls` the ledger keys of the replies behind it, and `writers` says which teacher wrote which field.
     `candidates` are several answers to the same task; in a preference pair there are two, the chosen one first.
-    `meta` belongs to methods, `extra` to the user (columns carried along untouched).
+    `meta` belongs to methods, `extra` to the user (columns carried along untouched). `features` is no field: digests and
+    rows leave it out.
     """
 
     id: str
@@ -102,6 +106,18 @@ class Record(Frozen):
         return record
 
     @property
+    def features(self) -> Mapping[str, Feature]:
+        """What a teacher told of this record beside words, by name."""
+        return self.__pydantic_private__ or {}
+
+    def featured(self, more: Mapping[str, Feature]) -> Record:
+        """This record with more features."""
+        made = Record.trusted(self.__dict__)
+        if more or self.features:  # pydantic's own place for what is no field: a copy keeps it
+            object.__setattr__(made, "__pydantic_private__", {**self.features, **more})
+        return made
+
+    @property
     def task(self) -> str:
         """The instruction with its input, as one text."""
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
@@ -120,7 +136,8 @@ class Record(Frozen):
         """A new record made from this one (or from `parents`), with its lineage and a derived id.
 
         With `parents`, nothing but lineage is taken from them: the child is a new task. Without, the
-        child is this record with `content` changed, and the user's extra columns stay with it.
+        child is this record with `content` changed, and the user's extra columns stay with it; so do its features, where
+        no text of it changes.
         """
         made_from = (self,) if parents is None else tuple(parents)
         calls = tuple(calls)
@@ -137,7 +154,10 @@ class Record(Frozen):
             "meta": {**fields.get("meta", {}), **(meta or {})},
             "id": digest(stage, method, [parent.id for parent in made_from], calls, content, meta or {}),
         }
-        return Record.trusted(fields)
+        made = Record.trusted(fields)
+        return (
+            made.featured(self.features) if parents is None and self.features and not TEXTS & content.keys() else made
+        )
 
     def sibling(self, *, stage: str, method: str, calls: tuple[str, ...], **changes: Any) -> Record:
         """A record made by this job of a pool: the job's own parents and seeds stand behind it."""
@@ -163,6 +183,7 @@ class Record(Frozen):
 
 
 BLANK: dict[str, Any] = {name: field.default for name, field in Record.model_fields.items()}
+TEXTS = frozenset("instruction input output reasoning system history text".split())
 UNSET = (("__pydantic_extra__", None), ("__pydantic_private__", None))
 
 

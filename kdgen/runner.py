@@ -125,7 +125,8 @@ class Run:
                 raise self.desk.spent
         if not self.tally.rows:
             raise GateFailed(f"no row was accepted: {self._why()}", hint="nothing was published; what was paid is kept")
-        return manifest_of(self, staging.close(), started)
+        files = staging.close()
+        return manifest_of(self, files, staging.features, started)
 
     def _why(self) -> str:
         most = ", ".join(f"{count} {reason}" for reason, count in self.tally.rejects.most_common(3))

@@ -21,6 +21,7 @@ from kdgen.documents import Chunk
 from kdgen.errors import UserError
 from kdgen.readers import BY_ROW, READERS, BadRow, parsed, suffix_of
 from kdgen.record import BLANK, Frozen, Record, Reject, Row, digest
+from kdgen.resources import builtins
 from kdgen.selection import Select
 from kdgen.shapes import MAIN, Field, conversation, kind_of, mapped, recognised, text_of
 
@@ -34,6 +35,7 @@ class Seeds(Frozen):
     of which `files` names those to read (`["*.md", "guide/*"]`). `chunk` says how documents are cut, and has rows that are
     a text cut too.
     `clean` cleans conversations. `limit` takes the first so many; of these, `select` chooses those that cover them all.
+    `licence` is theirs, as the manifest and every export say it; of seeds that ship it is known.
     """
 
     path: str
@@ -44,6 +46,12 @@ class Seeds(Frozen):
     on_bad: Literal["fail", "skip"] = "fail"
     limit: int | None = pydantic.Field(None, ge=1)
     select: Select | None = None
+    licence: str = ""
+
+    @property
+    def under(self) -> str:
+        """Their licence, or nothing where nobody said it."""
+        return self.licence or ("CC0-1.0" if self.path in builtins("seeds") else "")
 
 
 # What a row has that kdgen wrote as a record, and what of it a seed is made of.

@@ -1,6 +1,7 @@
 """The dataset folder: staged beside, published in one step, held by one run at a time.
 
     DIR/data.jsonl … README.md   links through .current, so that one rename moves all of them at once
+    DIR/features/                likewise, where rows have features
     DIR/.current                 link to the version that readers see
     DIR/.versions/<digest>/      the files themselves, named by what is in them
 
@@ -19,12 +20,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
 from kdgen.errors import DatasetBusy, UserError, disk_error
+from kdgen.features import FOLDER, summary
 from kdgen.record import Record, Reject
+
+if TYPE_CHECKING:
+    from kdgen.features.shards import Writer
 
 RECORDS = "records.jsonl"
 FILES = ("data.jsonl", RECORDS, "rejects.jsonl", "manifest.json", "README.md")
@@ -43,18 +48,37 @@ class Staging:
         self.folder = folder
         self._files: dict[str, BinaryIO] = {}
         self._sums = {name: hashlib.sha256() for name in FILES[:3]}
+        self._shards: Writer | None = None
         with writing(folder):
             for name in FILES[:3]:
                 self._files[name] = (folder / name).open("wb", buffering=1 << 18)
 
     def row(self, record: Record, row: dict[str, Any]) -> None:
-        """Add an accepted record and its exported row."""
-        self._write("records.jsonl", dumps(record.__dict__))
+        """Add an accepted record and its exported row; its features go to their shards."""
+        fields = record.__dict__
+        if record.features:
+            fields = {**fields, "meta": {**record.meta, FOLDER: summary(record.features)}}
+            self._feature(record)
+        self._write("records.jsonl", dumps(fields))
         self._write("data.jsonl", dumps(row))
 
     def reject(self, reject: Reject) -> None:
         """Add a rejected one."""
         self._write("rejects.jsonl", dumps(reject.__dict__))
+
+    @property
+    def features(self) -> dict[str, dict[str, Any]]:
+        """What the shards hold: of each feature its kind, counts and facts; nothing where no row has any."""
+        return self._shards.data() if self._shards else {}
+
+    def _feature(self, record: Record) -> None:
+        from kdgen.features.shards import Writer
+
+        with writing(self.folder):
+            if self._shards is None:
+                self._shards = Writer(self.folder / FOLDER)
+            for name, feature in record.features.items():
+                self._shards.add(record.id, name, feature)
 
     def _write(self, name: str, line: bytes) -> None:
         try:
@@ -70,13 +94,17 @@ class Staging:
                 file.flush()
                 os.fsync(file.fileno())
                 file.close()
-        return {name: made.hexdigest() for name, made in self._sums.items()}
+            shards = self._shards.close() if self._shards else {}
+        sums = {name: made.hexdigest() for name, made in self._sums.items()}
+        return {**sums, **{f"{FOLDER}/{name}": sum_ for name, sum_ in shards.items()}}
 
     def discard(self) -> None:
         """Let go of the files, written out or not."""
         for file in self._files.values():
             with suppress(OSError):  # what is not written out is not wanted
                 file.close()
+        if self._shards:
+            self._shards.discard()
 
     def text(self, name: str, content: str) -> None:
         """Add a small file whole."""
@@ -164,17 +192,24 @@ class Store:
             # The same rows again: only the manifest, which counts this run's requests, is new, and what was damaged.
             for file, sum_ in {**sums, "README.md": hashlib.sha256(card.encode()).hexdigest()}.items():
                 if sha256_of(target / file) != sum_:
+                    (target / file).parent.mkdir(exist_ok=True)
                     (staging.folder / file).replace(target / file)
             sync_folder(target)
             write_atomically(target / "manifest.json", manifest.encode())
         else:
             staging.folder.chmod(0o755)
+            if (staging.folder / FOLDER).is_dir():
+                sync_folder(staging.folder / FOLDER)
             sync_folder(staging.folder)
             staging.folder.rename(target)
             sync_folder(self.versions)
         for file in FILES:
             link(self.folder / file, f".current/{file}")
+        if (target / FOLDER).is_dir():
+            link(self.folder / FOLDER, f".current/{FOLDER}")
         link(self.folder / ".current", f".versions/{name}")
+        if not (target / FOLDER).is_dir():
+            (self.folder / FOLDER).unlink(missing_ok=True)  # a link of the version before
         sync_folder(self.folder)
         os.utime(target)
         others = (path for path in self.versions.iterdir() if path not in (target, staging.folder))

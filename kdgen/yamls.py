@@ -152,7 +152,7 @@ def explain(error: ValidationError, source: Source, model: type[BaseModel]) -> U
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     hint = ""
     if first["type"] == "extra_forbidden":
-        known = _fields(model, first["loc"][:-1])
+        known = _fields(model, first["loc"][:-1], source.tree)
         cause = f"unknown key {name!r}"
         hint = did_you_mean(str(key[-1]), known) or f"known here: {', '.join(known)}"
     elif first["type"] == "missing":
@@ -166,7 +166,7 @@ def explain(error: ValidationError, source: Source, model: type[BaseModel]) -> U
     elif first["type"] == "union_tag_not_found":
         by = str(first["ctx"]["discriminator"]).strip("'")
         cause = f"{name}: `{by}:` is missing"
-        hint = f"one of {', '.join(_kinds(model, first['loc'], by))}"
+        hint = f"one of {', '.join(_kinds(model, first['loc'], by, source.tree))}"
     else:
         hint = str(first.get("ctx", {}).get("hint", ""))
         plain = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
@@ -209,21 +209,23 @@ def _inside(tree: Any, part: str | int) -> bool:
     return isinstance(tree, dict) and part in tree
 
 
-def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+def _fields(model: type[BaseModel], loc: tuple[int | str, ...], tree: Any) -> list[str]:
     """The field names known where `loc` leads."""
-    return list(dict.fromkeys(name for option in _options(model, loc) for name in option.model_fields))
+    return list(dict.fromkeys(name for option in _options(model, loc, tree) for name in option.model_fields))
 
 
-def _kinds(model: type[BaseModel], loc: tuple[int | str, ...], by: str) -> list[str]:
+def _kinds(model: type[BaseModel], loc: tuple[int | str, ...], by: str, tree: Any) -> list[str]:
     """The kinds that a union tells apart by the field `by`."""
-    return [str(option.model_fields[by].default) for option in _options(model, loc) if by in option.model_fields]
+    options = _options(model, loc, tree)
+    return [str(option.model_fields[by].default) for option in options if by in option.model_fields]
 
 
-def _options(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
+def _options(model: type[BaseModel], loc: tuple[int | str, ...], tree: Any) -> list[type[BaseModel]]:
     """The models that may stand where `loc` leads."""
     annotation: Any = model
     for part in loc:
-        options = list(_models(annotation))
+        options = [_told(option, tree) for option in _models(annotation)]
+        tree = tree[part] if _inside(tree, part) else tree
         for option in options:
             if isinstance(part, str) and part in option.model_fields:
                 annotation = option.model_fields[part].annotation
@@ -232,17 +234,17 @@ def _options(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[Ba
             # A union's kind narrows the choice; an index or a role's name does not.
             kinds = [option for option in options if isinstance(part, str) and part in _tags(option)]
             annotation = kinds[0] if kinds else annotation
-    return list(_models(annotation))
+    return [_told(option, tree) for option in _models(annotation)]
+
+
+def _told(option: type[BaseModel], here: Any) -> type[BaseModel]:
+    """The model itself, or the one of its kinds that what stands here names."""
+    kind_of = getattr(option, "kind_of", None)
+    return (kind_of(here) if kind_of else None) or option
 
 
 def _tags(model: type[BaseModel]) -> set[str]:
-    literals = [field.default for field in model.model_fields.values() if isinstance(field.default, str)]
-    both = [
-        f"{model.model_fields[a].default}/{model.model_fields[b].default}"
-        for a, b in [("stage", "method")]
-        if a in model.model_fields and b in model.model_fields
-    ]
-    return {*literals, *both}
+    return {field.default for field in model.model_fields.values() if isinstance(field.default, str)}
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

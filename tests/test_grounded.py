@@ -21,6 +21,13 @@ RULES = [
 Made = Callable[..., tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]]
 
 
+GRADE = {"stage": "curate", "method": "grade", "prompt": "curate/faithful", "at_least": 4}
+JUDGED = [
+    {"regex": r"(?s)to check: It is so, \d\.\n\nIs each", "reply": '{"reason": "It says so.", "score": 5}'},
+    {"contains": "to check:", "reply": '{"reason": "More than the answer is shown.", "score": 1}'},
+]
+
+
 def facts(count: int) -> list[dict[str, Any]]:
     return [
         {"id": f"f{n}", "q": f"What of {n}?", "t": f"Fact number {n} is known to all who live there."}
@@ -31,15 +38,15 @@ def facts(count: int) -> list[dict[str, Any]]:
 @pytest.fixture
 def cite(kdgen: Callable[..., Any], tmp_path: Path) -> Made:
     """Run one cite stage over seeds: manifest, records, rejects."""
-    (tmp_path / "rules.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in RULES))
+    (tmp_path / "rules.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in [*JUDGED, *RULES]))
 
-    def go(seeds: list[dict[str, Any]], **fields: Any) -> Any:
+    def go(seeds: list[dict[str, Any]], *more: dict[str, Any], **fields: Any) -> Any:
         write_seeds(tmp_path / "s.jsonl", seeds)
         recipe = {
             "name": "r",
             "seeds": {"path": "s.jsonl", "map": {"instruction": "q", "text": "t"}},
             "teachers": {"teacher": {"provider": "scripted", "path": "rules.jsonl"}},
-            "stages": [{**CITE, **fields}],
+            "stages": [{**CITE, **fields}, *more],
         }
         (tmp_path / "r.yaml").write_text(json.dumps(recipe))
         said = kdgen("run", "./r.yaml", "-o", "out", "--ledger", "l.db", "--json", "-q")
@@ -116,6 +123,14 @@ def test_documents_are_shown_or_not(cite: Made) -> None:
     )
     assert [(row["id"], row["reason"]) for row in rejects] == [("x", "unanswered"), ("y", "no_document")]
     assert rows[0]["input"] == "[1] Fact number 0 is known to all who live there."
+
+
+def test_a_judge_is_shown_the_answer_without_the_quotes_below_it(cite: Made) -> None:
+    _, rows, rejects = cite(facts(3), GRADE, cite=True)
+    assert len(rows) == 3 and not rejects
+    assert (
+        rows[0]["output"].endswith('\n\n[1] "Fact number 0 is"') and rows[0]["meta"]["grades"]["quality"]["score"] == 5
+    )
 
 
 @pytest.mark.parametrize(

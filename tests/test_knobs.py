@@ -474,6 +474,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "on_bad": "seeds={path: bad.jsonl, on_bad: skip}",
             "limit": "seeds.limit=2",
             "select": "seeds.select={n: 2}",
+            "licence": "seeds.licence=CC-BY-4.0",
         },
     ),
     (
@@ -1277,6 +1278,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {
             "reasoning": "export.reasoning=apart",
             "system": "export.system=drop",
+            "weights": "export.weights=turns",
         },
     ),
     (

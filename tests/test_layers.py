@@ -15,7 +15,7 @@ PACKAGE = ROOT / "kdgen"
 # A module may import from lines above its own, and from its own package. A package is named without its modules.
 LAYERS = [
     {"kdgen", "aio", "errors", "record"},
-    {"agreement", "judging", "parse", "resources", "sandbox", "solutions", "tables"},
+    {"agreement", "features", "judging", "parse", "resources", "sandbox", "solutions", "tables"},
     {"loops"},
     {"filters", "prompts", "readers", "selection", "yamls"},
     {"cleaning", "documents"},
@@ -28,6 +28,7 @@ LAYERS = [
     {"manifest", "programs"},
     {"asking"},
     {"card", "progress"},
+    {"bundle"},
     {"known"},
     {"runner"},
     {"planning"},
@@ -42,6 +43,7 @@ HEAVY = {
     "openai",
     "aiohttp",
     "numpy",
+    "pyarrow",
     "xllamacpp",
     "rapidfuzz",
     "jinja2",

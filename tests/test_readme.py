@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets_made import dataset
+from pydantic import TypeAdapter
 from server import FakeWire
 from typer.testing import CliRunner
 
 from kdgen import errors
 from kdgen.cli import app
 from kdgen.config import load_iterations, load_recipe
-from kdgen.export import FORMATS
+from kdgen.export import EXPORTS, FORMATS, AnyExport
+from kdgen.export.examples import example_of
+from kdgen.record import Candidate, Record
 from kdgen.resources import builtins
 from kdgen.teachers.openai import OpenAI
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("kdgen ")]
+LINES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("kdgen ") and not line.startswith("kdgen export ")]
+EXPORTED = [line for line in LINES if line.startswith("kdgen export ")]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -72,12 +78,37 @@ def test_the_loop_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert third.stages[0].model_dump()["tries"] == 2 and second.stages[0] == first.stages[0]
 
 
-def test_every_format_is_named() -> None:
-    row = next(line for line in README.splitlines() if line.startswith("| `data.jsonl`"))
+@pytest.mark.parametrize("line", EXPORTED)
+def test_an_export_runs(kdgen: Callable[..., Any], tmp_path: Path, line: str) -> None:
+    pairs = [
+        Record(
+            id=f"r{n}", instruction=f"Task {n}", output="yes", reasoning="Because.", seeds=(f"s{n}",), meta={"score": n},
+            candidates=(Candidate(output="yes"), Candidate(output="no")),
+        )
+        for n in range(10_100 if "--subsets" in line else 40)
+    ]  # fmt: skip
+    for place in re.findall(r"out/\w+", line):
+        dataset(tmp_path / place, pairs, name=place)
+    said = kdgen(*shlex.split(line, comments=True)[1:])
+    assert said.code == 0, said.err
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_every_format_is_listed_with_its_row(name: str) -> None:
+    """As `kdgen export --list` has it; a long row is cut."""
+    record, settings = example_of(name)
+    form = TypeAdapter[Any](AnyExport).validate_python(settings, context={"base": Path.cwd()})
+    row = form.row(record)
+    form.check(row)
+    line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    shown = line if len(line) <= 240 else line[:240] + "…"
+    assert f"| `{name}` | {EXPORTS[name].TRAINERS} | `{shown}` |" in README
+
+
+def test_every_format_is_named_where_a_run_takes_it() -> None:
     told = CliRunner().invoke(app, ["label", "--help"], terminal_width=1000).output
     for name in FORMATS:
-        assert f"`{name}`" in row or f"`--format {name}`" in row, name
-        assert re.search(rf"\b{name}\b", told), name
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", told), name
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdgen.cli import exporting
 from kdgen.cli.interrupts import stoppable
 from kdgen.cli.options import (
     AckTerms,
@@ -190,6 +191,9 @@ def plan(
         recipe, seeds, teachers=teacher, sets=set_, limit=limit, target=target, columns=map_, ledger=ledger,
         prices=prices, reply_tokens=reply_tokens, as_json=json_,
     )  # fmt: skip
+
+
+app.command("export", help=exporting.ABOUT)(exporting.export)
 
 
 @app.command()

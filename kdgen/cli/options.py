@@ -41,8 +41,9 @@ Form = Annotated[
         "--format",
         "-f",
         metavar="FORMAT",
-        help="messages, alpaca, sharegpt, text, retrieval, preference, kto, ranked, reward, evaluator, stepwise, critique, "
-        "edits or prompt.",
+        help="messages, prompt-completion, alpaca, sharegpt, text, retrieval, preference, kto, ranked, reward, evaluator, stepwise, "
+        "critique, edits, prompt, openai, openai-preference, openai-rft, bedrock, axolotl-chat, axolotl-preference or axolotl-kto; "
+        "`kdgen export --list` shows them. A dataset's records can be exported to any of them later.",
     ),
 ]
 LedgerOpt = Annotated[

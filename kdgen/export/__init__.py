@@ -1,4 +1,4 @@
-"""The list of what a recipe's `export:` can be. A format's one verb is `row`."""
+"""The list of what a recipe's `export:` and `kdgen export --to` can be. A format's one verb is `row`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdgen.export.chat import Alpaca, Messages, ShareGPT, Text
+from kdgen.export.axolotl import AxolotlChat, AxolotlKto, AxolotlPreference
+from kdgen.export.base import Format
+from kdgen.export.chat import Alpaca, Messages, PromptCompletion, ShareGPT, Text
 from kdgen.export.critiques import Critique
 from kdgen.export.edits import Edits
 from kdgen.export.evaluator import Evaluator
+from kdgen.export.folders import Beir, LlamaFactory
+from kdgen.export.hosted import Bedrock, OpenAIChat, OpenAIPreference, OpenAIRft
 from kdgen.export.preference import Kto, Preference, Ranked, Reward
 from kdgen.export.prompt import PromptOnly
 from kdgen.export.retrieval import Retrieval
 from kdgen.export.stepwise import Stepwise
 
-AnyFormat = Annotated[
+_Plain = (
     Messages
+    | PromptCompletion
     | Alpaca
     | ShareGPT
     | Text
@@ -29,36 +34,54 @@ AnyFormat = Annotated[
     | Ranked
     | Reward
     | PromptOnly
-    | Stepwise,
-    Field(discriminator="format"),
-]
-FORMATS = (
-    "messages",
-    "alpaca",
-    "sharegpt",
-    "text",
-    "retrieval",
-    "critique",
-    "edits",
-    "evaluator",
-    "kto",
-    "preference",
-    "ranked",
-    "reward",
-    "prompt",
-    "stepwise",
+    | Stepwise
+    | OpenAIChat
+    | OpenAIPreference
+    | OpenAIRft
+    | Bedrock
+    | AxolotlChat
+    | AxolotlPreference
+    | AxolotlKto
 )
+# What is rows alone a recipe can write too; what needs a folder of its own is for `kdgen export`.
+AnyFormat = Annotated[_Plain, Field(discriminator="format")]
+AnyExport = Annotated[_Plain | LlamaFactory | Beir, Field(discriminator="format")]
+
+
+def _name(form: type[Format]) -> str:
+    return str(form.model_fields["format"].default)
+
+
+PIECES: tuple[type[Format], ...] = (*_Plain.__args__, LlamaFactory, Beir)
+FORMATS = tuple(_name(form) for form in _Plain.__args__)
+EXPORTS = {_name(form): form for form in PIECES}
+ALIASES = {"unsloth": "messages", "trl": "messages", "mistral": "messages"}
 
 __all__ = [
+    "ALIASES",
+    "EXPORTS",
     "FORMATS",
+    "PIECES",
     "Alpaca",
+    "AnyExport",
     "AnyFormat",
+    "AxolotlChat",
+    "AxolotlKto",
+    "AxolotlPreference",
+    "Bedrock",
+    "Beir",
     "Critique",
     "Edits",
     "Evaluator",
+    "Format",
     "Kto",
+    "LlamaFactory",
     "Messages",
+    "OpenAIChat",
+    "OpenAIPreference",
+    "OpenAIRft",
     "Preference",
+    "PromptCompletion",
     "PromptOnly",
     "Ranked",
     "Retrieval",

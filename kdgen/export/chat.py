@@ -1,67 +1,77 @@
-"""Supervised fine-tuning rows: chat messages, Alpaca, ShareGPT."""
+"""Supervised fine-tuning rows: chat messages, prompt and completion, Alpaca, ShareGPT, documents."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kdgen.record import Candidate, Frozen, Message, Record
-
-
-class Format(Frozen):
-    """Base of the formats.
-
-    `reasoning`: `drop` leaves it out; `fold` writes it before the answer ("…\\n\\nAnswer: …"); `think` wraps it in
-    think tags; `apart` gives it a field of its own where the format has one. `system: drop` erases the system
-    message (Orca 2's prompt erasing).
-    """
-
-    format: str
-    reasoning: Literal["drop", "fold", "think", "apart"] = "drop"
-    system: Literal["keep", "drop"] = "keep"
-
-    def row(self, record: Record) -> dict[str, Any] | None:
-        """The row that trainers read, or None where the record has no place in this format."""
-        raise NotImplementedError
-
-    def answer(self, of: Record | Candidate) -> str:
-        """The output, with its reasoning as `reasoning` says."""
-        if of.reasoning and self.reasoning == "fold":
-            return f"{of.reasoning}\n\nAnswer: {of.output}"
-        if of.reasoning and self.reasoning == "think":
-            return f"<think>\n{of.reasoning}\n</think>\n\n{of.output}"
-        return of.output
-
-    def prompt(self, record: Record) -> list[dict[str, str]]:
-        """The messages before the answer: system, history, task."""
-        system = [{"role": "system", "content": record.system}] if record.system and self.system == "keep" else []
-        return [*system, *({"role": turn.role, "content": turn.content} for turn in asked(record))]
-
-    def message(self, of: Record | Candidate) -> dict[str, str]:
-        """The answer as a message."""
-        apart = {"reasoning_content": of.reasoning} if of.reasoning and self.reasoning == "apart" else {}
-        return {"role": "assistant", "content": self.answer(of), **apart}
-
-
-def asked(record: Record) -> list[Message]:
-    """The turns before the answer: history and task. A history that ends with what a tool said holds the task already."""
-    tooled = record.history and record.history[-1].role == "tool"
-    return [*record.history, *([] if tooled else [Message(role="user", content=record.task)])]
+from kdgen.export.base import TOOLS, WEIGHT, Format, asked, tools_of, weigh
+from kdgen.export.shapes import TEXT, WORDS
+from kdgen.record import Record
 
 
 class Messages(Format):
-    """`{"messages": [{"role", "content"}, …]}`: TRL, Axolotl, LLaMA-Factory, OpenAI."""
+    """`{"messages": [{"role", "content"}, …][, "tools"]}`: TRL, Unsloth, Axolotl, LLaMA-Factory, Mistral, Fireworks.
+
+    `weights` adds `weight`, 1 or 0, to each assistant's message: 1 to the `answer` alone or to all `turns`.
+    """
+
+    TRAINERS: ClassVar[str] = "TRL SFT, Unsloth, Axolotl (`chat_template`), Mistral, Fireworks, Together"
 
     format: Literal["messages"] = "messages"
+    weights: Literal["none", "answer", "turns"] = "none"
 
     def row(self, record: Record) -> dict[str, Any] | None:
         """System, history, task, answer."""
         if not record.instruction or not record.output:
             return None
-        return {"messages": [*self.prompt(record), self.message(record)]}
+        said = self.prompt(record)
+        said.append(self.message(record))
+        if self.weights != "none":
+            weigh(said, self.weights, "weight", 1, 0)
+        tools = tools_of(record)
+        return {"messages": said, "tools": tools} if tools else {"messages": said}
+
+    def shape(self) -> dict[str, Any]:
+        """Messages, and tools where there are."""
+        return {"messages": [self.turn(**(WEIGHT if self.weights != "none" else {}))], **TOOLS}
+
+
+class PromptCompletion(Format):
+    """`{"prompt": [message, …], "completion": [message][, "tools"]}`: TRL's SFT, which trains on the completion alone.
+
+    `style: text` writes both as plain texts; a conversation with turns before the task has no place there.
+    """
+
+    TRAINERS: ClassVar[str] = "TRL SFT (loss on the completion alone), verl"
+
+    format: Literal["prompt-completion"] = "prompt-completion"
+    style: Literal["messages", "text"] = "messages"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """What is asked, and the answer."""
+        if not record.instruction or not record.output:
+            return None
+        if self.style == "text":
+            if record.history:
+                return None
+            head = f"{record.system}\n\n" if record.system and self.system == "keep" else ""
+            return {"prompt": head + record.task, "completion": self.answer(record)}
+        row: dict[str, Any] = {"prompt": self.prompt(record), "completion": [self.message(record)]}
+        if tools := tools_of(record):
+            row["tools"] = tools
+        return row
+
+    def shape(self) -> dict[str, Any]:
+        """Two texts, or two lists of messages."""
+        if self.style == "text":
+            return {"prompt": WORDS, "completion": WORDS}
+        return {"prompt": [self.turn()], "completion": [self.turn()], **TOOLS}
 
 
 class Alpaca(Format):
     """`{"instruction", "input", "output"[, "system"][, "history": [[user, assistant], …]]}`."""
+
+    TRAINERS: ClassVar[str] = "LLaMA-Factory, Axolotl (`alpaca`)"
 
     format: Literal["alpaca"] = "alpaca"
     reasoning: Literal["drop", "fold", "think"] = "drop"
@@ -79,9 +89,15 @@ class Alpaca(Format):
             row["history"] = [list(pair) for pair in zip(said[::2], said[1::2], strict=True)]
         return row
 
+    def shape(self) -> dict[str, Any]:
+        """Texts, and pairs of texts."""
+        return {"instruction": WORDS, "input": TEXT, "output": WORDS, "system?": WORDS, "history?": [[TEXT]]}
+
 
 class ShareGPT(Format):
     """`{"conversations": [{"from": "human" | "gpt", "value"}, …][, "system"]}`."""
+
+    TRAINERS: ClassVar[str] = "LLaMA-Factory, FastChat, TRL (which turns it into messages)"
 
     format: Literal["sharegpt"] = "sharegpt"
     reasoning: Literal["drop", "fold", "think"] = "drop"
@@ -90,17 +106,25 @@ class ShareGPT(Format):
         """History, task, answer."""
         if not record.instruction or not record.output:
             return None
-        names = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
-        turns = [{"from": names[turn.role], "value": turn.content} for turn in asked(record)]
+        turns = [{"from": NAMES[turn.role], "value": turn.content} for turn in asked(record)]
         turns.append({"from": "gpt", "value": self.answer(record)})
         row: dict[str, Any] = {"conversations": turns}
         if record.system and self.system == "keep":
             row["system"] = record.system
         return row
 
+    def shape(self) -> dict[str, Any]:
+        """Turns, and the system message beside them."""
+        return {"conversations": [{"from": tuple(NAMES.values()), "value": TEXT}], "system?": WORDS}
+
+
+NAMES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
+
 
 class Text(Format):
     """`{"text": …}`: documents for further pretraining (TRL, Axolotl's completion, LLaMA-Factory's pt)."""
+
+    TRAINERS: ClassVar[str] = "further pretraining: TRL SFT, Axolotl (`completion`), LLaMA-Factory (`pt`)"
 
     format: Literal["text"] = "text"
     reasoning: Literal["drop"] = "drop"
@@ -109,3 +133,7 @@ class Text(Format):
     def row(self, record: Record) -> dict[str, Any] | None:
         """The document, where the record is one."""
         return {"text": record.text} if record.text and not record.output else None
+
+    def shape(self) -> dict[str, Any]:
+        """One text."""
+        return {"text": WORDS}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kdgen.export.chat import Format
+from kdgen.export.base import Format
+from kdgen.export.shapes import TEXT, WORDS
 from kdgen.record import Record
 
 
@@ -15,6 +16,8 @@ class Critique(Format):
     of the first where none was; then `revision` is empty. `chain` is `{"prompt", "completion"}`: each draft with its feedback
     and then the answer (SelFee; TRL, Axolotl). A record without rounds has no place.
     """
+
+    TRAINERS: ClassVar[str] = "critics and revisers: TRL SFT, Axolotl"
 
     format: Literal["critique"] = "critique"
     reasoning: Literal["drop"] = "drop"
@@ -34,6 +37,12 @@ class Critique(Format):
         critique, after = rounds[place]["critique"], drafts[place + 1]
         revision = after if after != drafts[place] else ""
         return {"prompt": record.task, "answer": drafts[place], "critique": critique, "revision": revision}
+
+    def shape(self) -> dict[str, Any]:
+        """Texts."""
+        if self.layout == "chain":
+            return {"prompt": WORDS, "completion": WORDS}
+        return {"prompt": WORDS, "answer": TEXT, "critique": TEXT, "revision": TEXT}
 
 
 def rounds_of(record: Record) -> list[dict[str, str]]:

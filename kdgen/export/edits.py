@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kdgen.export.chat import Format
+from kdgen.export.base import Format
+from kdgen.export.shapes import JSON, TEXT, WORDS
 from kdgen.record import Record
 from kdgen.solutions import solution
 
@@ -15,6 +16,8 @@ class Edits(Format):
     `edit_ops` is a list of `[op, bad_start, bad_end, good_start, good_end]`, `token_rewards` of each text a list of
     `[start, end, weight]` that covers it. Both count characters, so that they fit any tokenizer by its offsets.
     """
+
+    TRAINERS: ClassVar[str] = "RLMEC, FIGA"
 
     format: Literal["edits"] = "edits"
     reasoning: Literal["drop"] = "drop"
@@ -34,3 +37,8 @@ class Edits(Format):
         }
         edit_ops = [[op["op"], *op["old"], *op["new"]] for op in ops]
         return {"prompt": record.task, "bad": bad, "good": good, "edit_ops": edit_ops, "token_rewards": rewards}
+
+    def shape(self) -> dict[str, Any]:
+        """Texts, and lists of texts and numbers."""
+        rewards = {"bad": [JSON, 0], "good": [JSON, 0]}
+        return {"prompt": WORDS, "bad": TEXT, "good": TEXT, "edit_ops": [JSON], "token_rewards": rewards}

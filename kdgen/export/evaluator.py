@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kdgen.export.chat import Format
+from pydantic import model_validator
+
+from kdgen.export.base import Format
+from kdgen.export.shapes import NUMBER, TEXT, WORDS
 from kdgen.record import Record
 from kdgen.rubrics import RubricFile
 
@@ -30,11 +33,19 @@ class Evaluator(Format):
     `aspect` says which grade, the rubric's first by default.
     """
 
+    TRAINERS: ClassVar[str] = "judges (Prometheus): TRL SFT, Axolotl"
+
     format: Literal["evaluator"] = "evaluator"
     reasoning: Literal["drop"] = "drop"
     system: Literal["drop"] = "drop"
     rubric: RubricFile
     aspect: str = ""
+
+    @model_validator(mode="after")
+    def _known(self) -> Evaluator:
+        if self.aspect and self.aspect not in self.rubric.names:
+            raise ValueError(f"aspect {self.aspect!r} is none of the rubric's: {', '.join(self.rubric.names)}")
+        return self
 
     def row(self, record: Record) -> dict[str, Any] | None:
         """The row, where the record has that grade with its reason; a mean between two grades is none."""
@@ -72,4 +83,15 @@ class Evaluator(Format):
             "orig_feedback": reason,
             "orig_score": score,
             **{f"orig_score{grade}_description": words for grade, words in sorted(scale.scale.items())},
+        }
+
+    def shape(self) -> dict[str, Any]:
+        """Messages, and Prometheus' columns: one a grade that the rubric describes."""
+        told = ("instruction", "response", "reference_answer", "criteria", "feedback")
+        grades = self.rubric.of(self.aspect or self.rubric.names[0]).scale
+        return {
+            "messages": [self.turn()],
+            **{f"orig_{name}": TEXT for name in told},
+            "orig_score": NUMBER,
+            **{f"orig_score{grade}_description": WORDS for grade in sorted(grades)},
         }

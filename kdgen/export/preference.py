@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kdgen.export.chat import Format
-from kdgen.record import Record
+from kdgen.export.base import Format
+from kdgen.export.shapes import FLAG, JSON, NUMBER, TEXT
+from kdgen.record import Candidate, Record
 
 
 class Preference(Format):
@@ -14,16 +15,16 @@ class Preference(Format):
     nobody scored.
     """
 
+    TRAINERS: ClassVar[str] = "TRL DPO, ORPO, CPO, SimPO and reward models"
+
     format: Literal["preference"] = "preference"
 
     def row(self, record: Record) -> dict[str, Any] | None:
         """The pair, where the record is one: two candidates, the chosen one first."""
-        if not record.instruction or len(record.candidates) != 2:
+        pair = pair_of(record)
+        if pair is None:
             return None
-        chosen, rejected = record.candidates
-        # Two answers that nothing has chosen between are no pair: the chosen one is the record's own output.
-        if record.output != chosen.output or chosen.output == rejected.output:
-            return None
+        chosen, rejected = pair
         return {
             "prompt": self.prompt(record),
             "chosen": [self.message(chosen)],
@@ -34,9 +35,30 @@ class Preference(Format):
             "rejected_model": rejected.writer,
         }
 
+    def shape(self) -> dict[str, Any]:
+        """What is asked, both answers, their scores and writers."""
+        said, score = [self.turn()], f"{NUMBER}?"
+        told = {"score_chosen": score, "score_rejected": score, "chosen_model": TEXT, "rejected_model": TEXT}
+        return {"prompt": said, "chosen": said, "rejected": said, **told}
+
+
+def pair_of(record: Record) -> tuple[Candidate, Candidate] | None:
+    """The chosen and the rejected answer, where the record is a pair: two candidates, the chosen one first.
+
+    Two answers that nothing has chosen between are no pair: the chosen one is the record's own output.
+    """
+    if not record.instruction or len(record.candidates) != 2:
+        return None
+    chosen, rejected = record.candidates
+    if record.output != chosen.output or chosen.output == rejected.output:
+        return None
+    return chosen, rejected
+
 
 class Kto(Format):
     """`{"prompt": [message, …], "completion": [message], "label": true | false}`: TRL's and Axolotl's KTO."""
+
+    TRAINERS: ClassVar[str] = "TRL KTO"
 
     format: Literal["kto"] = "kto"
 
@@ -47,9 +69,15 @@ class Kto(Format):
             return None
         return {"prompt": self.prompt(record), "completion": [self.message(record)], "label": label}
 
+    def shape(self) -> dict[str, Any]:
+        """What is asked, the answer, its label."""
+        return {"prompt": [self.turn()], "completion": [self.turn()], "label": FLAG}
+
 
 class Ranked(Format):
     """`{"prompt": [message, …], "responses": [text, …], "scores": […], "models": […]}`, best first: RRHF, PRO, listwise DPO."""
+
+    TRAINERS: ClassVar[str] = "RRHF, PRO, listwise DPO"
 
     format: Literal["ranked"] = "ranked"
     reasoning: Literal["drop", "fold", "think"] = "drop"
@@ -67,11 +95,17 @@ class Ranked(Format):
             "models": [each.writer for each in best],
         }
 
+    def shape(self) -> dict[str, Any]:
+        """Lists of one length."""
+        return {"prompt": [self.turn()], "responses": [TEXT], "scores": [NUMBER], "models": [TEXT]}
+
 
 class Reward(Format):
     """`{"prompt": [message, …], "completion": [message], "score", "scores": {name: number | null}}`: one answer and what it is
     worth, for reward models that learn a number (HelpSteer's form).
     """
+
+    TRAINERS: ClassVar[str] = "reward models that learn a number"
 
     format: Literal["reward"] = "reward"
 
@@ -82,3 +116,7 @@ class Reward(Format):
             return None
         named = scores if isinstance(scores, dict) else {}
         return {"prompt": self.prompt(record), "completion": [self.message(record)], "score": score, "scores": named}
+
+    def shape(self) -> dict[str, Any]:
+        """What is asked, the answer, its scores."""
+        return {"prompt": [self.turn()], "completion": [self.turn()], "score": NUMBER, "scores": JSON}

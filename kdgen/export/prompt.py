@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kdgen.export.chat import Format
+from kdgen.export.base import Format
+from kdgen.export.shapes import TEXT, WORDS
 from kdgen.record import Record
 
 
@@ -16,6 +17,8 @@ class PromptOnly(Format):
     `verifier` is the spec of `meta.verifier` as JSON, which `kdgen.verifiers.reward.reward` reads, and is left out of rows
     without one. Tests by cases are in `verification_info` too, as open-r1's code rewards take them.
     """
+
+    TRAINERS: ClassVar[str] = "TRL GRPO, RLOO and DistillationTrainer, open-r1, verl"
 
     format: Literal["prompt"] = "prompt"
     reasoning: Literal["drop"] = "drop"
@@ -36,3 +39,9 @@ class PromptOnly(Format):
                 told = [{"input": case["input"], "output": case["output"], "type": "stdin_stdout"} for case in cases]
                 row["verification_info"] = {"language": "python", "test_cases": told}
         return row
+
+    def shape(self) -> dict[str, Any]:
+        """The prompt, and what answers are judged by."""
+        cases = [{"input": TEXT, "output": TEXT, "type": WORDS}]
+        told = {f"{self.gold_as}?": TEXT, "verifier?": WORDS}
+        return {"prompt": [self.turn()], **told, "verification_info?": {"language": WORDS, "test_cases": cases}}

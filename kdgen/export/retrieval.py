@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kdgen.export.chat import Format
+from kdgen.export.base import Format
+from kdgen.export.shapes import TEXT, WORDS
 from kdgen.record import Record
 
 
@@ -15,6 +16,8 @@ class Retrieval(Format):
     (FlagEmbedding), `passages` `{"query_id", "query", "positive_passages": [{"docid", "title", "text"}],
     "negative_passages": []}` (Tevatron), where `docid` is the seed's id.
     """
+
+    TRAINERS: ClassVar[str] = "Sentence Transformers, FlagEmbedding (`lists`), Tevatron (`passages`)"
 
     format: Literal["retrieval"] = "retrieval"
     reasoning: Literal["drop"] = "drop"
@@ -33,3 +36,12 @@ class Retrieval(Format):
         title = record.extra.get("title")
         passage = {"docid": record.seeds[0], "title": title if isinstance(title, str) else "", "text": text}
         return {"query_id": record.id, "query": query, "positive_passages": [passage], "negative_passages": []}
+
+    def shape(self) -> dict[str, Any]:
+        """By the layout."""
+        if self.layout == "pair":
+            return {"query": WORDS, "positive": WORDS}
+        if self.layout == "lists":
+            return {"query": WORDS, "pos": [WORDS], "neg": [WORDS, 0]}
+        passage = {"docid": WORDS, "title": TEXT, "text": WORDS}
+        return {"query_id": WORDS, "query": WORDS, "positive_passages": [passage], "negative_passages": [passage, 0]}

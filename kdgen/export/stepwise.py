@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from kdgen.export.chat import Format
+from kdgen.export.base import Format
+from kdgen.export.shapes import FLAG, NUMBER, TEXT, WORDS
 from kdgen.record import Record
 
 
@@ -14,6 +15,8 @@ class Stepwise(Format):
     `labels`: `hard` are booleans, as trainers take them; `soft` the share of rollouts that reached the answer, 0 to 1, or
     1.0 and 0.0 of a judge.
     """
+
+    TRAINERS: ClassVar[str] = "process reward models: TRL PRM, Axolotl (`stepwise_supervised`)"
 
     format: Literal["stepwise"] = "stepwise"
     reasoning: Literal["drop"] = "drop"
@@ -30,3 +33,7 @@ class Stepwise(Format):
         soft = [each.get("share", float(bool(each["label"]))) for each in steps]
         labels = soft if self.labels == "soft" else [each["label"] for each in steps]
         return {"prompt": record.task, "completions": [each["text"] for each in steps], "labels": labels}
+
+    def shape(self) -> dict[str, Any]:
+        """A label for each step."""
+        return {"prompt": WORDS, "completions": [TEXT], "labels": [NUMBER if self.labels == "soft" else FLAG]}

@@ -18,6 +18,7 @@ from kdgen.prompts import Prompt
 from kdgen.record import Frozen, Message, Record, Row
 from kdgen.sandbox.box import Outcome
 from kdgen.stages.draw import Draw, Pool
+from kdgen.stages.methods import class_of, named
 from kdgen.teachers.base import Params, Reply
 
 T = TypeVar("T")
@@ -120,6 +121,12 @@ class Stage(Frozen):
     seedless: ClassVar[bool] = False  # it takes nothing, so it is the first, and the recipe has no seeds
     cut_is_fine: ClassVar[bool] = False
     executes: ClassVar[bool] = False
+
+    @classmethod
+    def kind_of(cls, value: Any) -> type[Stage] | None:
+        """The class that reads what a recipe says of a stage; None where it names no method."""
+        found: type[Stage] | None = class_of(named(value))
+        return found
 
     @property
     def name(self) -> str:

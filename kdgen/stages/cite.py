@@ -117,6 +117,7 @@ class Cite(Stage):
         meta["documents"] = drawn = list(dict.fromkeys(seed for _, *seeds in context for seed in seeds))
         meta["quotes"] = [{"document": number, "start": start, "text": text} for number, start, text in quotes]
         below = [f'[{number}] "{text}"' for number, _, text in quotes if number] if self.cite else []
+        meta |= {"said": said.response} if below else {}
         row = job.model_copy(update={"meta": meta}).child(
             stage=self.stage,
             method=self.method,
@@ -173,7 +174,7 @@ class Grade(Stage):
     buckets: dict[str, int] = {}
 
     gives: ClassVar[dict[str, frozenset[str]]] = {
-        "prompt": frozenset({"instruction", "input", "output", "reasoning", "text", "extra"})
+        "prompt": frozenset({"instruction", "input", "output", "said", "reasoning", "text", "extra"})
     }
 
     @property
@@ -189,7 +190,10 @@ class Grade(Stage):
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call."""
-        shown = {name: getattr(job, name) for name in self.gives["prompt"]}
+        shown = {name: getattr(job, name) for name in self.gives["prompt"] - {"said"}}
+        # Quotes below an answer were found word for word; a judge takes them for one more document.
+        said = str(job.meta.get("said") or "")
+        shown["said"] = said if said and job.output.startswith(said) else job.output
         reply = await read(ask, ask(self.prompt, schema=Mark, **shown))
         if isinstance(reply, Rejected):
             ask.judged([judging.Grade(self.to, self.name_as, None, 1, 5)])

@@ -1,0 +1,1 @@
+"""From dataset folders to what trainers, hubs and auditors read: `kdgen export`."""
