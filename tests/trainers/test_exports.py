@@ -16,7 +16,6 @@ from axolotl.utils.dict import DictDefault
 from datasets import load_dataset
 from training import falls
 
-pytest.importorskip("kdgen.cli.exporting")
 LABELLED = ("-f", "kto", "--set", "dedupe=[]")
 EACH = 'stages.2={"stage": "feedback", "method": "each", "good_from": 4}'
 CFG = {"sequence_len": 1024, "train_on_inputs": False, "chat_template": "tokenizer_default", "datasets": [{}]}
@@ -41,11 +40,11 @@ def test_sft_on_prompt_and_completion(
 @pytest.mark.parametrize("split", ["", "train=0.5,test=0.5"])
 def test_a_hugging_face_folder_is_opened_by_its_name(split: str, dataset: Any, exported: Any, tmp_path: Path) -> None:
     """By the configs of its card, with no script."""
-    folder = exported(dataset("curate/raft"), "messages", "--as", "hf", *(("--split", split) if split else ()))
+    folder = exported(dataset("label/answer"), "messages", "--as", "hf", *(("--split", split) if split else ()))
     opened = load_dataset(str(folder), cache_dir=str(tmp_path))
     assert set(opened) == ({"train", "test"} if split else {"train"})
-    assert sum(len(table) for table in opened.values()) == 10
-    assert {row["messages"][0]["role"] for table in opened.values() for row in table} == {"user"}
+    assert sum(len(table) for table in opened.values()) == 5
+    assert all(row["messages"][-1]["role"] == "assistant" for table in opened.values() for row in table)
 
 
 def test_axolotl_chat(dataset: Any, exported: Any, tokenizer: Any) -> None:

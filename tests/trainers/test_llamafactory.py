@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("kdgen.cli.exporting")
 READS = Path(__file__).parent / "llamafactory_reads.py"
 EACH = 'stages.2={"stage": "feedback", "method": "each", "good_from": 4}'
 LABELLED = ("--set", EACH, "--set", "dedupe=[]", "-f", "kto")
