@@ -22,10 +22,12 @@ from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.judge import Judge
 from kdgen.stages.kin import Kin
+from kdgen.stages.logprobs import Logprobs, Score
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.perplexity import Perplexity
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rank import Rank
 from kdgen.stages.repair import Repair
@@ -73,6 +75,9 @@ AnyStage = Annotated[
     | Annotated[RoundTrip, Tag("curate/round-trip")]
     | Annotated[Dialogue, Tag("curate/dialogue")]
     | Annotated[OssInstruct, Tag("curate/oss-instruct")]
+    | Annotated[Logprobs, Tag("feature/logprobs")]
+    | Annotated[Score, Tag("feature/score")]
+    | Annotated[Perplexity, Tag("feature/perplexity")]
     | Annotated[Verify, Tag("feedback/verify")]
     | Annotated[Repair, Tag("feedback/repair")]
     | Annotated[Candidates, Tag("feedback/candidates")]
@@ -113,6 +118,9 @@ METHODS = (
     "curate/round-trip",
     "curate/dialogue",
     "curate/oss-instruct",
+    "feature/logprobs",
+    "feature/score",
+    "feature/perplexity",
     "feedback/verify",
     "feedback/repair",
     "feedback/candidates",
