@@ -29,6 +29,7 @@ test-vllm: ## the in-process vLLM teacher and a vLLM server, on the CPU (3.5 GB,
 	KDGEN_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=0-1 .venv-vllm/bin/python -m pytest tests/vllm
 
 test-trainers: .venv-trainers/.done ## TRL, Axolotl and LLaMA-Factory take what is exported, on the CPU (1.7 GB)
+	.venv-trainers/bin/kdgen teachers pull smollm2-135m
 	KDGEN_TEST_TRAINERS=1 .venv-trainers/bin/python -m pytest tests/trainers
 
 # torch first and alone: where a CPU build of it is at hand, nothing after it takes another.
@@ -36,6 +37,7 @@ test-trainers: .venv-trainers/.done ## TRL, Axolotl and LLaMA-Factory take what 
 	$(PYTHON) -m venv .venv-trainers
 	.venv-trainers/bin/pip install --quiet torch==2.13.0
 	.venv-trainers/bin/pip install --quiet --editable '.[local,parquet,verify]' -r tests/trainers/requirements.txt
+	.venv-trainers/bin/pip install --quiet --no-deps axolotl==0.19.0 llamafactory==0.9.5 liger-kernel==0.8.1 peft==0.20.0
 	.venv-trainers/bin/pip install --quiet --no-deps --target .venv-trainers/trl-1.12 trl==1.12.0
 	touch $@
 

@@ -16,8 +16,10 @@ HEADING = re.compile(
 )
 THINK = re.compile(r"\A\s*<(think|thinking|reasoning)>(.*?)(?:</\1>|\Z)\s*", re.S | re.I)
 ANSWER = re.compile(r"^[ \t>*_#]*(?:final[ \t]+)?answer[ \t*_]*(?::|is\b)[ \t*_]*", re.I | re.M)
+INLINE = re.compile(r"(?<=[.!?)])[ \t]+\**Answer:[ \t*]*(?=[^\n]+\s*\Z)")  # after a sentence, on the last line
 FENCE = re.compile(r"\A```[\w-]*\n(.*?)\n?```\Z", re.S)
 BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.S | re.M)
+PROSE = frozenset({"", "text", "txt", "plaintext", "markdown", "md", "latex", "tex", "math"})
 PYTHON = ("python", "python3", "py", "")
 LEAD_IN = re.compile(
     r"\A(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,20}\s+)?"
@@ -72,11 +74,14 @@ def split_thinking(text: str) -> tuple[str, str]:
 
 
 def split_answer(text: str) -> tuple[str, str]:
-    """(rationale, answer): what stands before and after the last `Answer:` line, or before and in the last \\boxed{}.
+    """(rationale, answer): what stands before and after the last `Answer:` line, or such an end of the last line, or before
+    and in the last \\boxed{}.
 
-    Without either the answer is empty and the whole text is the rationale.
+    Without any the answer is empty and the whole text is the rationale. What stands in a block of code marks nothing.
     """
-    marks, boxes = list(ANSWER.finditer(text)), list(BOXED.finditer(text))
+    said = BLOCK.sub(lambda block: block[0] if block[1].lower() in PROSE else " " * len(block[0]), text)
+    boxes = list(BOXED.finditer(said))
+    marks = [*(ANSWER.finditer(said) if ANSWER.search(said) else INLINE.finditer(said))]
     if marks:
         last = marks[-1]
         answer = re.sub(r"\\[\[\]()]", " ", text[last.end() :]).strip().strip("*_$").strip()

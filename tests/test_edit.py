@@ -119,3 +119,11 @@ def test_resume_and_one_changed_seed(edit: Callable[..., Any], tmp_path: Path) -
 
 def test_a_record_without_edits_has_no_place() -> None:
     assert Edits().row(Record(id="a", instruction="x", output="y", meta={"edit": {"ops": []}})) is None
+
+
+def test_an_answer_in_another_form_is_not_wrong(edit: Callable[..., Any]) -> None:
+    half = {**WRONG, "instruction": "What is 1 - 0.5?", "output": "It is half.\nAnswer: \\frac{1}{2}", "final": "0.5"}
+    rules = [{"reply": "It is half.\nAnswer: 0.5"}]
+    assert "already_right" in edit(", gold: final, most: 1, verifier: {type: math}", rules, half, code=5)
+    made, *_ = edit(", gold: final, most: 1", rules, half)
+    assert made["requests"]["sent"] == 1

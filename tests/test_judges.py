@@ -12,8 +12,9 @@ import pytest
 from server import lines, published, write_seeds
 
 from kdgen.errors import Rejected, UserError
+from kdgen.export import Evaluator
 from kdgen.judging import Grade, Judging, Verdict
-from kdgen.record import digest
+from kdgen.record import Record, digest
 from kdgen.resources import builtins
 from kdgen.rubrics import load_rubric
 from kdgen.stages.base import Ask
@@ -261,14 +262,19 @@ def test_rows_that_teach_a_judge(judged: Callable[..., Any], tmp_path: Path) -> 
         "orig_score1_description": "No.",
         "orig_score5_description": "Yes.",
     }
+    # What another stage graded is no grade of this judge.
+    record = Record.model_validate_json((tmp_path / "out/records.jsonl").read_text())
+    record = record.model_copy(update={"meta": {**record.meta, "grades": {"good": {"reason": "x", "score": 2}}}})
+    assert Evaluator(rubric=load_rubric(tmp_path / "rubric.yaml"), aspect="clear").row(record)
     # Of candidates, one row each; a mean between two grades has no feedback of its own.
     first = {"stage": "feedback", "method": "candidates", "prompt": "label/brief", "n": 2}
-    rules = [
-        {"contains": "You judge", "nth": 0, "reply": grades(5, 2, 7)},
-        {"contains": "You judge", "reply": grades(5, 3, 7)},
-    ]
     each = {"stage": "feedback", "method": "each"}
-    for times, count in ((1, 2), (2, 0)):
+    # The mean of 2 and 4 is a grade, and not the one that either gave its reason for.
+    for second, times, count in ((3, 1, 2), (3, 2, 0), (4, 2, 0), (2, 2, 2)):
+        rules = [
+            {"contains": "You judge", "nth": 0, "reply": grades(5, 2, 7)},
+            {"contains": "You judge", "reply": grades(5, second, 7)},
+        ]
         said = judged(
             [*rules, {"reply": "an answer {digest}"}], {"times": times}, rows(1), first, after=[each], export=form
         )

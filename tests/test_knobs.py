@@ -1039,6 +1039,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "most": S + "most=0.01",
             "weights": S + "weights={added: 2}",
             "gold": S + "gold=final",
+            "verifier": ("stages.0.gold=final", S + "verifier={type: regex, pattern: never}"),
         },
     ),
     (Weights, EDIT, {name: S + f"weights={{{name}: 3}}" for name in ("added", "removed", "kept")}),
@@ -1061,7 +1062,7 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "at_least": S + "at_least=0.9",
         },
     ),
-    (Steps, ROLLOUTS, {"n": S + "n=3", "gold": S + "gold=q"}),
+    (Steps, ROLLOUTS, {"n": S + "n=3", "gold": S + "gold=q", "verifier": S + "verifier={type: regex, pattern: never}"}),
     (
         Stepwise,
         {**ROLLOUTS, "export": {"format": "stepwise"}},

@@ -105,6 +105,11 @@ def test_split_thinking(text: str, parts: tuple[str, str]) -> None:
     assert parse.split_thinking(text) == parts
 
 
+PROGRAM = (
+    "```python\ndef f(x):\n    # Answer: the square\n    answer: int = x * x  # \\boxed{4}\n    return answer\n```"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -120,6 +125,9 @@ def test_split_thinking(text: str, parts: tuple[str, str]) -> None:
         ("Answer: 5", ("", "5")),
         ("why\nAnswer:", ("why", "")),
         ("why\nAnswers: 5", ("why\nAnswers: 5", "")),
+        ("why. Answer: 5", ("why.", "5")),
+        ("why. Answer: 5\nor not", ("why. Answer: 5\nor not", "")),
+        ("why, so Answer: 5", ("why, so Answer: 5", "")),
         ("2+3 is \\boxed{5}", ("2+3 is 5", "5")),
         ("why\nSo it is \\( \\boxed{5} \\).\nAsk me more!", ("why\nSo it is \\( 5 \\).", "5")),
         ("why\n\\[\nx = \\boxed{5}\n\\]", ("why\n\\[\nx = 5\n\\]", "5")),
@@ -128,6 +136,9 @@ def test_split_thinking(text: str, parts: tuple[str, str]) -> None:
         ("why\nSo it is \\(Answer: 5\\)", ("why\nSo it is \\(Answer: 5\\)", "")),
         ("why\nSo it is \\(\n\nAnswer: 5\\)", ("why\nSo it is", "5")),
         ("why\nAnswer: \\boxed{\\frac{1}{2}}", ("why", "\\frac{1}{2}")),
+        ("why\n```\nAnswer: 5\n```", ("why\n```", "5\n```")),
+        (PROGRAM, (PROGRAM, "")),
+        (f"why\nAnswer:\n{PROGRAM}", ("why", PROGRAM)),
     ],
 )
 def test_split_answer(text: str, parts: tuple[str, str]) -> None:

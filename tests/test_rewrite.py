@@ -47,6 +47,19 @@ def test_rounds_go_on_until_the_critic_is_content_and_stand_in_the_row(rewrite: 
     assert row["reasoning"] == "Draft: One.\n\nFeedback: It is short.\n\nDraft: Two.\n\nFeedback: It is short."
 
 
+def test_a_revision_is_not_given_the_reasons_of_what_it_replaces(rewrite: Callable[..., Any]) -> None:
+    seed = {**SEED, "reasoning": "There is one, so it is one."}
+    rules = [
+        {"regex": "(?s)strict and fair.*Answer:\nOne", "reply": BAD},
+        {"contains": "strict and fair", "reply": GOOD},
+        {"reply": "Two."},
+    ]
+    good = {**seed, "id": "b", "instruction": "How many moons?", "output": "A single one."}
+    _, (changed, same), _ = rewrite([seed, good], rules)
+    assert (changed["output"], changed["reasoning"]) == ("Two.", "")
+    assert (same["output"], same["reasoning"]) == (good["output"], good["reasoning"])
+
+
 @pytest.mark.parametrize(
     ("rules", "output", "ended"),
     [

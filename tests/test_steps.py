@@ -175,3 +175,19 @@ def test_gold_and_solution_of_a_record() -> None:
     assert solution(record) == "2 + 2\n\nAnswer: 4" and gold_of(record, "n") == "4"
     bare = record.model_copy(update={"meta": {}})
     assert (gold_of(bare, "n"), gold_of(bare, "final"), gold_of(bare, None)) == ("4", "", "")
+
+
+def test_a_verifier_knows_an_answer_in_another_form(steps: Callable[..., Any]) -> None:
+    half = {
+        "id": "a",
+        "instruction": "What is 1 - 0.5?",
+        "output": "Take it away.\nIt is half.\nAnswer: 0.5",
+        "final": "1/2",
+    }
+    rules = [{"reply": "Answer: $\\frac{1}{2}$"}]
+    labels = {}
+    for option in ("", ", verifier: {type: math}"):
+        _, (row,), _, _ = steps(ROLL % f"{option}, after_wrong: go_on", rules, half)
+        labels[option] = [each["label"] for each in row["meta"]["steps"]["labelled"]]
+    assert labels == {"": [False, False, True], ", verifier: {type: math}": [True, True, True]}
+    assert "verifier has no effect on by: judge" in steps(JUDGE % ", verifier: {type: math}", rules, code=2)

@@ -58,7 +58,7 @@ class Evaluator(Format):
             return None
         scale = self.rubric.of(name)
         low, high = scale.ends
-        if score % (0.5 if scale.halves else 1):
+        if score % (0.5 if scale.halves else 1) or not _given(notes, name, score):
             return None
         gold = record.meta.get("gold")
         reference = gold if isinstance(gold, str) else ""
@@ -95,3 +95,13 @@ class Evaluator(Format):
             "orig_score": NUMBER,
             **{f"orig_score{grade}_description": WORDS for grade in sorted(grades)},
         }
+
+
+def _given(notes: Any, name: str, score: float) -> bool:
+    """Whether the grade is the one that the feedback was given with, which is that of the first reply that was read."""
+    held = notes.get("grades")
+    grades = [each for each in held.values() if isinstance(each, list)] if isinstance(held, dict) else []
+    if not grades or name not in held:
+        return True  # there was one reply
+    first = next((place for place, reply in enumerate(zip(*grades, strict=False)) if set(reply) != {None}), 0)
+    return bool(held[name][first] == score)

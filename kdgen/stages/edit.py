@@ -8,15 +8,16 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, JsonValue
 
 from kdgen.errors import Rejected
-from kdgen.parse import same_answer, split_answer, split_thinking, terms
+from kdgen.parse import split_answer, split_thinking, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Candidate, Frozen, Record, Row
 from kdgen.solutions import changed, edits, solution
 from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Stage
 from kdgen.stages.rewrite import ANNOUNCED
-from kdgen.stages.steps import answer_of, gold_of
+from kdgen.stages.steps import agrees, answer_of, gold_of
 from kdgen.teachers.base import Reply
+from kdgen.verifiers import AnyVerifier, missing_packages
 
 
 class Weights(Frozen):
@@ -34,7 +35,8 @@ class Edit(Stage):
     that lead from y to it. `meta.edit` has them as `ops` (keep, replace, insert, delete; character spans in the `old` and the
     `new` text, and the `weights` of a token in each) and the share of tokens `changed`; more than `most` is a new answer
     and a reject. The row is a preference as well: two `candidates`, the mended answer first. Where the right answer is known
-    (`meta.gold`, or the seed's column `gold`), what agrees with it is no wrong answer, and what was mended must.
+    (`meta.gold`, or the seed's column `gold`), what agrees with it is no wrong answer, and what was mended must;
+    `verifier` says whether it does, as in feedback/steps.
     """
 
     stage: Literal["feedback"] = "feedback"
@@ -43,6 +45,7 @@ class Edit(Stage):
     most: float = Field(0.4, gt=0, le=1)
     weights: Weights = Weights()
     gold: str | None = None
+    verifier: AnyVerifier | None = None
 
     gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": TASK | {"output", "gold"}}
 
@@ -51,12 +54,23 @@ class Edit(Stage):
         """The teacher, whose reply must be an answer."""
         return {self.to}
 
+    @property
+    def executes(self) -> bool:  # type: ignore[override]
+        """Whether its verifier runs programs."""
+        return self.verifier is not None and self.verifier.executes
+
+    def check(self, where: str) -> None:
+        """The verifier's packages are there."""
+        super().check(where)
+        if self.verifier is not None:
+            missing_packages((type(self.verifier),), f"{where}.verifier")
+
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """One call; none where the answer is right."""
         wrong, gold = solution(job), gold_of(job, self.gold)
         if not terms(wrong):
             raise Rejected("nothing_to_edit", "the record has no answer")
-        if gold and same_answer(answer_of(job), gold):
+        if gold and await agrees(self.verifier, wrong, answer_of(job), gold, ask):
             raise Rejected("already_right", f"{answer_of(job)[:100]} is {gold[:100]}")
 
         def readable(reply: Reply) -> str | None:
@@ -88,7 +102,7 @@ class Edit(Stage):
                 lost.rejected(self.name, "new_answer", f"{share:g} of the tokens changed, {self.most:g} is the most")
             ]
         mended = job.model_copy(update={"output": output, "reasoning": reasoning})
-        if gold and not same_answer(answer_of(mended), gold):
+        if gold and not await agrees(self.verifier, solution(mended), answer_of(mended), gold, ask):
             detail = f"{answer_of(mended)[:100]} is not {gold[:100]}"
             return [lost.rejected(self.name, "disagrees_with_gold", detail)]
         ops: list[JsonValue] = []

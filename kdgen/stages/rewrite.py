@@ -130,6 +130,8 @@ class Rewrite(Stage):
         if last and self.field == "instruction" and job.output:
             meta["output"] = job.output
             content |= {"output": "", "reasoning": ""}
+        if last and self.field == "output":
+            content["reasoning"] = ""  # it led to what was there before
         if last and self.chain:
             drafts = (each for each in told if isinstance(each, dict) and each[self.field] != content[self.field])
             content["reasoning"] = "\n\n".join(
@@ -139,7 +141,6 @@ class Rewrite(Stage):
             if last is None or terms(content["output"]) == terms(job.output):
                 lost = job.model_copy(update={"calls": (*job.calls, *dict.fromkeys(ask.calls))})
                 return [lost.rejected(self.name, "unchanged", f"{len(told)} rounds left it as it was")]
-            content.setdefault("reasoning", "")
             content["candidates"] = self._pair(job, last, content, ask)
         held = job.meta.get("rewrite")
         row = job.child(

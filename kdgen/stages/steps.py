@@ -16,6 +16,7 @@ from kdgen.solutions import solution
 from kdgen.stages.answer import TASK, task_variables
 from kdgen.stages.base import Ask, Stage, bad_stage, bounded, gathered
 from kdgen.teachers.base import Reply
+from kdgen.verifiers import AnyVerifier, missing_packages
 
 ENDS = {
     "lines": re.compile(r"\s*\n\s*"),
@@ -49,7 +50,10 @@ class Steps(Stage):
     the solution `n` times from each step (Math-Shepherd, arXiv 2312.08935): the share of those that reach the gold answer
     is the soft label, one that does is enough for the hard one; after the last step nothing is left to finish, and the
     solution's own answer counts. A rollout cut at max_tokens reached nothing; any other that is lost is a reject and not
-    counted. The solution is `output`, after `reasoning` where there is one; the gold answer is `meta.gold`, or the seed's
+    counted. `verifier` says whether an answer is the gold one, as in feedback/verify; without, short answers are
+    compared as texts and numbers.
+
+    The solution is `output`, after `reasoning` where there is one; the gold answer is `meta.gold`, or the seed's
     column `gold`. `after_wrong: stop` labels no step behind the first wrong one. `split` says where a step ends; what is
     in a code block or a displayed formula stays whole. `meta.steps` has text, label and reason or share of each.
     """
@@ -64,6 +68,7 @@ class Steps(Stage):
     after_wrong: Literal["stop", "go_on"] = "stop"
     gold: str | None = None
     most: int = Field(32, ge=1)
+    verifier: AnyVerifier | None = None
 
     gives: ClassVar[dict[str, frozenset[str]]] = {"prompt": TASK | {"steps", "gold"}}
 
@@ -72,12 +77,19 @@ class Steps(Stage):
         """A judge, whose verdicts have a schema."""
         return {self.to} if self.by == "judge" else set()
 
+    @property
+    def executes(self) -> bool:  # type: ignore[override]
+        """Whether its verifier runs programs."""
+        return self.verifier is not None and self.verifier.executes
+
     def check(self, where: str) -> None:
         """What belongs to one way has no effect on the other."""
         super().check(where)
-        alien = "n" if self.by == "judge" else "at_once"
-        if alien in self.model_fields_set:
-            raise bad_stage(f"{alien} has no effect on by: {self.by}", f"{where}.{alien}", "take it out")
+        for alien in ("n", "verifier") if self.by == "judge" else ("at_once",):
+            if alien in self.model_fields_set:
+                raise bad_stage(f"{alien} has no effect on by: {self.by}", f"{where}.{alien}", "take it out")
+        if self.verifier is not None:
+            missing_packages((type(self.verifier),), f"{where}.verifier")
         if "steps" not in self.prompt.variables:
             raise bad_stage("the prompt does not show the steps", f"{where}.prompt", "prompt: feedback/steps/judge")
         if self.by == "rollouts" and "gold" in self.prompt.variables:
@@ -139,7 +151,7 @@ class Steps(Stage):
             said = Verdict.model_validate_json(reply.text)
             return {"label": said.verdict == "right", "reason": said.reason}
         if number == len(steps) - 1:
-            right = same_answer(answer_of(job), gold)
+            right = await agrees(self.verifier, solution(job), answer_of(job), gold, ask)
             return {"label": right, "share": float(right), "rollouts": 0}
         asks = [ask.fork() for _ in range(self.n)]
         came = await gathered([self._reaches(job, shown, gold, nth, own) for nth, own in enumerate(asks)])
@@ -164,7 +176,8 @@ class Steps(Stage):
                 raise
             return False
         text = split_thinking(reply.text)[1]
-        return same_answer(bare(split_answer(text)[1] or final_answer(text)), gold)
+        answer = bare(split_answer(text)[1] or final_answer(text))
+        return await agrees(self.verifier, text, answer, gold, ask)
 
     def example(self, prompt: Prompt, variables: Mapping[str, Any], words: Callable[[int], str]) -> str:
         """Every step right, or the rest of a solution."""
@@ -172,6 +185,16 @@ class Steps(Stage):
             return f"{words(0)}\nAnswer: {words(2)}"
         one = Verdict(reason=words(15), verdict="right")
         return (Verdicts(steps=[one] * len(variables["steps"])) if self.at_once else one).model_dump_json()
+
+
+async def agrees(verifier: AnyVerifier | None, text: str, answer: str, gold: str, ask: Ask) -> bool:
+    """Whether a solution that ends with `answer` reaches the gold one. Raises Rejected where the verifier cannot say."""
+    if verifier is None:
+        return same_answer(answer, gold)
+    verdict = await verifier.verdict(text, gold, ask.execute)
+    if verdict.passed is None:
+        raise Rejected("unverified", verdict.detail)
+    return verdict.passed
 
 
 def answer_of(record: Record) -> str:

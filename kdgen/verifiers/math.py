@@ -116,6 +116,7 @@ def _wrapped(text: str) -> str:
     if MARKED.search(text) or "\n" in text:
         return text
     if "\\" not in text:
+        text = re.sub(r"\b(\d+)\s+(\d+/\d+)\b", r"(\1+\2)", text)
         text = text.replace("**", "^").replace("*", "\\cdot ")
         text = re.sub(r"\bsqrt\(([^()]*)\)", r"\\sqrt{\1}", text)
         text = re.sub(r"\bpi\b", r"\\pi ", text)
@@ -123,7 +124,9 @@ def _wrapped(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|quad)(?![a-zA-Z])|\s+|\$", "", text)
+    text = re.sub(r"(?<![\d,.])(\d{1,3}(?:\s\d{3})+)(?!\d)", lambda found: re.sub(r"\s", "", found[0]), text)
+    # Any other space between two figures stays: 3 4 is not 34, nor 1 1/2 the same as 11/2.
+    text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|quad)(?![a-zA-Z])|(?<!\d)\s+|\s+(?!\d)|\$", "", text)
     return re.sub(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}", r"\1", text).replace("dfrac", "frac").rstrip(".")
 
 

@@ -13,9 +13,12 @@ from kdgen.verifiers.base import Verdict, Verifier, unjudged, verdict_of
 from kdgen.verifiers.math import boxed
 
 LETTER = r"\(?\**\(?([A-Za-z])\)?\**"
-SAYS = re.compile(
-    rf"(?:answer|option|choice)\**(?:\s+(?:is|would be|must be))?\s*[:=]?\s*(?:option|choice)?\s*{LETTER}(?![\w'’])",
-    re.I,
+SAYS, NAMES = (
+    re.compile(
+        rf"(?:answer|option|choice)\**(?:\s+(?:is|would be|must be)|\s*[:=]){needed}\s*[:=]?\s*(?:option|choice)?\s*{LETTER}(?![\w'’])",
+        re.I,
+    )
+    for needed in ("", "?")
 )
 ALONE = re.compile(rf"\A\W*{LETTER}(?:[.):,]?\s*\Z|[.):]\**\s+\S)")
 BOTH = re.compile(r"\A\W*([A-Z])\W*(?:,|/|&|\bor\b|\band\b)\W*([A-Z])\W*\Z")
@@ -63,8 +66,11 @@ class Choice(Verifier):
             return found[1].upper()
         if named := [name for name, option in self.options.items() if terms(option) == terms(last) and terms(last)]:
             return named[0] if len(named) == 1 else None
-        said = [letter.upper() for letter in SAYS.findall(text) if letter.isupper() and self._known(letter)]
-        return said[-1] if said else None
+        # "The answer is C. Option A is wrong." says C, though A is named last.
+        for pattern in (SAYS, NAMES):
+            if said := [letter for letter in pattern.findall(text) if letter.isupper() and self._known(letter)]:
+                return str(said[-1])
+        return None
 
     def _known(self, letter: str) -> bool:
         return not self.options or letter.upper() in self.options

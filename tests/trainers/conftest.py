@@ -169,3 +169,17 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "disable_tqdm": True,
         "seed": 0,
     }
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`exported(FOLDER, FORMAT, *arguments)`: the folder that `kdgen export` makes of a dataset."""
+
+    def made(folder: Path, to: str, *arguments: str) -> Path:
+        out = tmp_path_factory.mktemp("exported") / "out"
+        with pytest.raises(SystemExit) as ended:
+            main(["export", str(folder), "--to", to, "-o", str(out), "-q", *arguments])
+        assert not ended.value.code
+        return out
+
+    return made
