@@ -237,6 +237,10 @@ def test_features_of_a_dataset_are_exported(kdgen: Run, tmp_path: Path, name: st
     told = json.loads(said.out)
     assert told["counts"]["rows"] == 27 and told["counts"]["no_place"] == 13
     assert told["format"]["feature"] == "top" and told["format"]["k"] == 6
+    (facts,) = told["datasets"][0]["features"]
+    assert facts["vocab_size"] == V and facts["source"] == "scored" and facts["temperature"] is None
+    card = (tmp_path / "x/README.md").read_text()
+    assert "| told | t | 6 | not known | not known | not known | scored | 12 | not known | not known |" in card
     opened = datasets.load_dataset(str(tmp_path / "x"), cache_dir=str(tmp_path / "cache"))
     rows = [row for split in opened.values() for row in split]
     assert len(rows) == 27

@@ -12,8 +12,9 @@ import orjson
 from pydantic import ValidationError
 
 from kdgen import features
+from kdgen.bundle.rivals import Rivals
 from kdgen.errors import UserError
-from kdgen.export import FeatureFormat, Format
+from kdgen.export import FeatureFormat, Format, Triples
 from kdgen.record import BLANK, Candidate, Message, Record
 from kdgen.store import RECORDS
 
@@ -75,12 +76,17 @@ class Dataset:
         """(number, bytes of its line, record); with its feature, where the format is of one. Numbers are from 0."""
         told = features.open(self.version).read(form.feature) if isinstance(form, FeatureFormat) else iter(())
         held = next(told, None)
+        rivals = Rivals(self) if isinstance(form, Triples) else None
         for number, line in enumerate(self.lines()):
             record = record_of(line, self, number)
+            if rivals is not None:
+                put(record, "__dict__", record.__dict__ | {"meta": {**record.meta, "rival": rivals.of(record)}})
             if held is not None and held[0] == record.id:
                 record = record.featured({form.feature: held[1]})  # type: ignore[attr-defined]
                 held = next(told, None)
             yield number, len(line), record
+        if rivals is not None:
+            rivals.close()
         if held is not None:
             cause = f"the features are not of these records: there is none with the id {held[0]}"
             raise UserError(cause, where=str(self.folder), hint="run the recipe again")
@@ -94,6 +100,10 @@ class Dataset:
         name = form.feature or (names[0] if names else "")
         facts = held.facts(name) if name in names else []
         return form.fitted(names, facts, str(self.folder))
+
+    def facts(self, name: str) -> list[dict[str, Any]]:
+        """What made a feature, one for each teacher."""
+        return [features.facts_data(each) for each in features.open(self.version).facts(name)]
 
     def check(self) -> None:
         """Raise UserError where the records are not those that the run wrote."""

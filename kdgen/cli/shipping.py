@@ -18,7 +18,7 @@ from kdgen.bundle.papers import card_of, default_name, manifest_of
 from kdgen.bundle.provenance import statement
 from kdgen.cli.job import pretty
 from kdgen.errors import UserError
-from kdgen.export import ALIASES, EXPORTS, AnyExport, FeatureFormat, Format
+from kdgen.export import ALIASES, EXPORTS, AnyExport, FeatureFormat, Format, Triples
 from kdgen.export.examples import example_of, settings_of
 from kdgen.record import Frozen
 from kdgen.resources import did_you_mean
@@ -182,6 +182,11 @@ def _check(form: Format, cut: Cut, container: str, out: str, single: bool, as_js
         raise UserError(f"--as {container} makes a folder, and -o {out} is a file", where="--as", hint="-o DIR")
     if single and (cut.split or cut.subsets):
         raise UserError("splits and subsets are several files", where="-o", hint="-o DIR")
+    if isinstance(form, Triples) and (cut.split or cut.order):
+        hint = "--to beir splits, and keeps each document in one split"
+        raise UserError(
+            "the other document is drawn from all of them, so no split would keep to itself", where="--split", hint=hint
+        )
     if isinstance(form, FeatureFormat) and cut.order:
         raise UserError(
             "features are read in the records' order", where="--order", hint="order the rows as they are trained on"

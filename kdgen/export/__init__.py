@@ -12,7 +12,7 @@ from kdgen.export.chat import Alpaca, Messages, PromptCompletion, ShareGPT, Text
 from kdgen.export.critiques import Critique
 from kdgen.export.edits import Edits
 from kdgen.export.evaluator import Evaluator
-from kdgen.export.folders import Beir, LlamaFactory
+from kdgen.export.folders import Beir, LlamaFactory, Triples
 from kdgen.export.hosted import Bedrock, OpenAIChat, OpenAIPreference, OpenAIRft
 from kdgen.export.logits import AxolotlKD, AxolotlLegacy, DistillKit, FeatureFormat, Uld
 from kdgen.export.preference import Kto, Preference, Ranked, Reward
@@ -47,7 +47,7 @@ _Plain = (
 # What is rows alone a recipe can write too; what needs a folder of its own is for `kdgen export`.
 AnyFormat = Annotated[_Plain, Field(discriminator="format")]
 AnyExport = Annotated[
-    _Plain | LlamaFactory | Beir | AxolotlKD | AxolotlLegacy | DistillKit | Uld, Field(discriminator="format")
+    _Plain | LlamaFactory | Beir | Triples | AxolotlKD | AxolotlLegacy | DistillKit | Uld, Field(discriminator="format")
 ]
 
 
@@ -55,7 +55,16 @@ def _name(form: type[Format]) -> str:
     return str(form.model_fields["format"].default)
 
 
-PIECES: tuple[type[Format], ...] = (*_Plain.__args__, LlamaFactory, Beir, AxolotlKD, AxolotlLegacy, DistillKit, Uld)
+PIECES: tuple[type[Format], ...] = (
+    *_Plain.__args__,
+    LlamaFactory,
+    Beir,
+    Triples,
+    AxolotlKD,
+    AxolotlLegacy,
+    DistillKit,
+    Uld,
+)
 FORMATS = tuple(_name(form) for form in _Plain.__args__)
 EXPORTS = {_name(form): form for form in PIECES}
 ALIASES = {"unsloth": "messages", "trl": "messages", "mistral": "messages"}
@@ -96,5 +105,6 @@ __all__ = [
     "ShareGPT",
     "Stepwise",
     "Text",
+    "Triples",
     "Uld",
 ]

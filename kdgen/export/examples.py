@@ -41,7 +41,9 @@ EDITED = Record(
     **ASKED, output="42", candidates=(Candidate(output="42"), Candidate(output="41")), meta={"edit": {"ops": OPS}}
 )
 TOLD: dict[str, Any] = {"feature": "top", "k": 2}
+RIVAL = QUERY.model_copy(update={"meta": {"rival": "Ice melts at 0 °C."}})
 OF = {
+    "triples": RIVAL,
     "text": DOCUMENT, "retrieval": QUERY, "beir": QUERY, "critique": REWRITTEN, "edits": EDITED, "evaluator": JUDGED,
     "kto": LABELLED, "axolotl-kto": LABELLED, "preference": PAIR, "ranked": PAIR, "openai-preference": PAIR,
     "axolotl-preference": PAIR, "reward": SCORED, "prompt": VERIFIED, "openai-rft": VERIFIED, "stepwise": STEPS,

@@ -214,7 +214,9 @@ class DistillKit(FeatureFormat):
     @property
     def bits(self) -> int:
         """The bits of an id."""
-        return math.ceil(math.log2(self.size))
+        import numpy as np
+
+        return int(np.ceil(np.log2(np.float32(self.size))))  # in 32 bits, as DistillKit counts them
 
     def beside(self, name: str, files: dict[str, str]) -> dict[str, bytes]:
         """compression_config.yaml, for the trainer's `logprob_compressor`."""
