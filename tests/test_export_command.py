@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -227,6 +228,21 @@ def test_a_failure_leaves_the_old_export(kdgen: Run, tmp_path: Path, monkeypatch
     said = kdgen("export", "d", "--to", "alpaca", "-o", "x")
     assert said.code == 3 and "No space left" in said.err and content(tmp_path / "x") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "x"]
+
+
+def test_what_a_kill_left_is_cleared_and_who_writes_is_let_be(kdgen: Run, tmp_path: Path) -> None:
+    dataset(tmp_path / "d", answers(3))
+    (tmp_path / ".x.next/data").mkdir(parents=True)
+    (tmp_path / ".x.next/old.jsonl").write_text("{}")
+    assert kdgen("export", "d", "--to", "messages", "-o", "x").code == 0
+    assert "old.jsonl" not in content(tmp_path / "x") and not (tmp_path / ".x.next").exists()
+    (tmp_path / ".x.next").mkdir()
+    held = os.open(tmp_path / ".x.next", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    said = kdgen("export", "d", "--to", "alpaca", "-o", "x")
+    os.close(held)
+    assert said.code == 6 and "another export writes there" in said.err
+    assert "messages" in lines_of(tmp_path / "x/train.jsonl")[0]
 
 
 def test_without_an_atomic_exchange_the_folder_is_still_replaced(

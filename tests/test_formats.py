@@ -11,7 +11,17 @@ import pytest
 from datasets_made import dataset, lines_of
 from pydantic import TypeAdapter, ValidationError
 
-from kdgen.export import EXPORTS, PIECES, AnyExport, Beir, LlamaFactory, Messages, OpenAIChat, PromptCompletion
+from kdgen.export import (
+    EXPORTS,
+    PIECES,
+    AnyExport,
+    Beir,
+    FeatureFormat,
+    LlamaFactory,
+    Messages,
+    OpenAIChat,
+    PromptCompletion,
+)
 from kdgen.export.examples import example_of
 from kdgen.export.shapes import FLAG, JSON, NUMBER, TEXT, WHOLE, WORDS, checker
 from kdgen.record import Candidate, Message, Record
@@ -215,6 +225,34 @@ def test_beir_has_each_document_and_each_query_once(kdgen: Any, tmp_path: Path) 
     assert json.loads((tmp_path / "x/manifest.json").read_text())["files"]["corpus.jsonl"]["rows"] == 3
 
 
+def test_the_other_document_of_a_triple_moves_little(kdgen: Any, tmp_path: Path) -> None:
+    """It is another text; a document more moves the few draws that it wins; alone there is none."""
+
+    def queries(documents: list[int]) -> list[Record]:
+        pairs = [(n, each) for n in documents for each in (0, 1)]
+        return [
+            Record(id=f"q{n}-{each}", instruction=f"query {n} {each}", text=f"doc {n}", seeds=(f"d{n}",))
+            for n, each in pairs
+        ]
+
+    def triples(name: str) -> dict[str, str]:
+        said = kdgen("export", name, "--to", "triples", "-o", f"{name}.jsonl")
+        assert said.code == 0, said.err
+        rows = lines_of(tmp_path / f"{name}.jsonl")
+        assert all(each["positive"] != each["negative"] for each in rows)
+        return {each["anchor"]: each["negative"] for each in rows}
+
+    dataset(tmp_path / "d", queries([*range(100)]))
+    dataset(tmp_path / "e", queries([*range(50), 100, *range(50, 100)]))
+    before, after = triples("d"), triples("e")
+    moved = [anchor for anchor in before if before[anchor] != after[anchor]]
+    assert len(set(before.values())) > 40 and len(moved) < 15 and all(after[anchor] == "doc 100" for anchor in moved)
+    dataset(tmp_path / "one", queries([1]))
+    assert kdgen("export", "one", "--to", "triples").code == 5
+    said = kdgen("export", "d", "--to", "triples", "--split", "a=1,b=1")
+    assert said.code == 2 and "no split would keep to itself" in said.err
+
+
 KNOBS: dict[str, dict[str, tuple[Any, Record]]] = {
     "messages": {"reasoning": ("fold", FULL), "system": ("drop", FULL), "weights": ("turns", FULL)},
     "prompt-completion": {"reasoning": ("apart", FULL), "system": ("drop", FULL), "style": ("text", PLAIN)},
@@ -240,6 +278,7 @@ KNOBS: dict[str, dict[str, tuple[Any, Record]]] = {
     "axolotl-kto": {"reasoning": ("fold", PLAIN), "system": ("drop", PLAIN)},
     "llamafactory": {"reasoning": ("fold", FULL), "system": ("drop", FULL), "stage": ("kto", FULL)},
     "beir": {},
+    "triples": {},
 }
 ELSEWHERE = {("evaluator", "rubric"), ("evaluator", "aspect")}  # test_knobs has them on a run of a judge
 
@@ -247,6 +286,8 @@ ELSEWHERE = {("evaluator", "rubric"), ("evaluator", "aspect")}  # test_knobs has
 @pytest.mark.parametrize("name", EXPORTS)
 def test_no_setting_is_silent(name: str) -> None:
     """Each value of each field writes another row, or is refused."""
+    if issubclass(EXPORTS[name], FeatureFormat):
+        return  # test_export_features has those
     for field, piece in EXPORTS[name].model_fields.items():
         if field == "format" or (name, field) in ELSEWHERE:
             continue

@@ -9,9 +9,17 @@ from typing import Any
 import orjson
 
 from kdgen.errors import UserError
-from kdgen.export.shapes import FLAG, JSON, NUMBER, TEXT, WHOLE, WORDS, Shape, columns
+from kdgen.export.shapes import BYTE, FLAG, JSON, NUMBER, TEXT, WHOLE, WORDS, Shape, columns
 
-DTYPES = {TEXT: "string", WORDS: "string", JSON: "string", NUMBER: "float64", WHOLE: "int64", FLAG: "bool"}
+DTYPES = {
+    TEXT: "string",
+    WORDS: "string",
+    JSON: "string",
+    NUMBER: "float64",
+    WHOLE: "int64",
+    FLAG: "bool",
+    BYTE: "uint8",
+}
 
 
 def pyarrow(name: str = "pyarrow") -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdgen.bundle.flow import Done, Part
 from kdgen.export import Format
-from kdgen.export.shapes import FLAG, NUMBER, WHOLE, Shape, columns
+from kdgen.export.shapes import BYTE, FLAG, NUMBER, WHOLE, Shape, columns
 
 CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -52,7 +52,7 @@ CONTEXT: dict[str, Any] = {
     "transform": "cr:transform",
 }
 ENCODINGS = {"jsonl": "application/jsonlines", "parquet": "application/x-parquet", "tsv": "text/tab-separated-values"}
-TYPES = {NUMBER: "sc:Float", WHOLE: "sc:Integer", FLAG: "sc:Boolean"}
+TYPES = {NUMBER: "sc:Float", WHOLE: "sc:Integer", FLAG: "sc:Boolean", BYTE: "sc:Integer"}
 BEIR: dict[str, dict[str, Any]] = {
     "corpus.jsonl": {"_id": "text", "title": "text", "text": "text"},
     "queries.jsonl": {"_id": "text", "text": "text"},

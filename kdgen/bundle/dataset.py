@@ -11,8 +11,10 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from kdgen import features
+from kdgen.bundle.rivals import Rivals
 from kdgen.errors import UserError
-from kdgen.export import Format
+from kdgen.export import FeatureFormat, Format, Triples
 from kdgen.record import BLANK, Candidate, Message, Record
 from kdgen.store import RECORDS
 
@@ -70,6 +72,39 @@ class Dataset:
             raise UserError(cause, where=str(self.folder), hint="run the same command again") from None
         self.sha256 = sums.hexdigest()
 
+    def records(self, form: Format) -> Iterator[tuple[int, int, Record]]:
+        """(number, bytes of its line, record); with its feature, where the format is of one. Numbers are from 0."""
+        told = features.open(self.version).read(form.feature) if isinstance(form, FeatureFormat) else iter(())
+        held = next(told, None)
+        rivals = Rivals(self) if isinstance(form, Triples) else None
+        for number, line in enumerate(self.lines()):
+            record = record_of(line, self, number)
+            if rivals is not None:
+                put(record, "__dict__", record.__dict__ | {"meta": {**record.meta, "rival": rivals.of(record)}})
+            if held is not None and held[0] == record.id:
+                record = record.featured({form.feature: held[1]})  # type: ignore[attr-defined]
+                held = next(told, None)
+            yield number, len(line), record
+        if rivals is not None:
+            rivals.close()
+        if held is not None:
+            cause = f"the features are not of these records: there is none with the id {held[0]}"
+            raise UserError(cause, where=str(self.folder), hint="run the recipe again")
+
+    def fitted(self, form: Format) -> Format:
+        """The format as this dataset's features let it be. Raises UserError where it has none."""
+        if not isinstance(form, FeatureFormat):
+            return form
+        held = features.open(self.version)
+        names = [name for name in held.names if held.kind(name) == "topk"]
+        name = form.feature or (names[0] if names else "")
+        facts = held.facts(name) if name in names else []
+        return form.fitted(names, facts, str(self.folder))
+
+    def facts(self, name: str) -> list[dict[str, Any]]:
+        """What made a feature, one for each teacher."""
+        return [features.facts_data(each) for each in features.open(self.version).facts(name)]
+
     def check(self) -> None:
         """Raise UserError where the records are not those that the run wrote."""
         told = self.manifest.get("hashes", {}).get("files", {}).get(RECORDS)
@@ -102,6 +137,7 @@ def record_of(line: bytes, dataset: Dataset, number: int) -> Record:
             for name, kind in NESTED.items():
                 fields[name] = tuple(_nested(kind, each) for each in fields[name])
         record = Record.__new__(Record)
+        put(record, "__pydantic_private__", None)
         put(record, "__dict__", fields)  # all that a format looks at; a whole pydantic object takes longer than the row
         return record
     except (orjson.JSONDecodeError, AttributeError, TypeError, ValidationError) as error:

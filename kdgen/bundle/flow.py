@@ -15,7 +15,7 @@ from kdgen.bundle.groups import Groups
 from kdgen.bundle.measure import length_of, told
 from kdgen.bundle.sinks import Sink
 from kdgen.errors import GateFailed, KdgenError, UserError
-from kdgen.export import EXPORTS, Format
+from kdgen.export import EXPORTS, FeatureFormat, Format
 from kdgen.store import RECORDS
 
 
@@ -112,8 +112,8 @@ def _straight(part: Part, form: Format, cut: Cut, sink: Callable[[str], Sink]) -
     """One reading: each row is written as it comes."""
     done, dataset, lost = Done(), part.dataset, 0
     write, columns, number = sink("train").write, done.columns, -1
-    for number, line in enumerate(dataset.lines()):
-        row = row_of(form, record_of(line, dataset, number), dataset, number)
+    for number, _, record in dataset.records(form):
+        row = row_of(form, record, dataset, number)
         if row is None:
             lost += 1
             continue
@@ -134,11 +134,10 @@ def _survey(parts: Sequence[Part], form: Format, cut: Cut) -> tuple[list[Table],
     length = length_of(form.shape(), cut.tokenizer) if cut.measured else None
     for part in parts:
         table, end = Table(cut, part.share, part.rehearsal), 0
-        for number, line in enumerate(part.dataset.lines()):
-            record = record_of(line, part.dataset, number)
+        for number, size, record in part.dataset.records(form):
             row = row_of(form, record, part.dataset, number)
             long = length(row) if length and row is not None else 0
-            end += len(line)
+            end += size
             table.add(record, row is not None, long, end, groups, key(record, long) if key else 0.0)
         part.dataset.check()
         part.records, part.no_place = len(table.state), table.state.count(LEFT)
@@ -157,9 +156,9 @@ def _merged(parts: Sequence[Part], form: Format, tables: Sequence[Table]) -> Ite
         to = table.to.tolist() if len(table.to) < 1 << 16 else table.to
         total, sent = max(int((table.to >= 0).sum()), 1), 0
         before = part.dataset.sha256
-        for number, line in enumerate(part.dataset.lines()):
+        for number, _, record in part.dataset.records(form):
             if number < len(to) and (split := int(to[number])) >= 0:
-                row = row_of(form, record_of(line, part.dataset, number), part.dataset, number)
+                row = row_of(form, record, part.dataset, number)
                 if row is None:
                     break
                 sent += 1
@@ -211,7 +210,7 @@ def nothing(parts: Sequence[Part], form: Format) -> GateFailed:
         for number, line in enumerate(islice(part.dataset.lines(), 20)):
             record = record_of(line, part.dataset, number)
             for name, kind in EXPORTS.items():
-                if any(piece.is_required() for piece in kind.model_fields.values()):
+                if any(piece.is_required() for piece in kind.model_fields.values()) or issubclass(kind, FeatureFormat):
                     continue
                 try:
                     if row_of(kind(format=name), record, part.dataset, number) is not None:

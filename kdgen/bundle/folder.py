@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import sys
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from kdgen.bundle.sinks import BeirTables, Lines, Parquet, Sink, Written
-from kdgen.errors import UserError, disk_error
+from kdgen.errors import DatasetBusy, UserError, disk_error
 from kdgen.export import Format
 from kdgen.store import sync_folder, write_atomically
 
 MANIFEST = "manifest.json"
 MARK = '"kdgen_export"'
 EXCHANGE = 2
+ELSEWHERE = "-o names another place"
 Container = Literal["jsonl", "parquet", "hf"]
 
 
@@ -83,13 +85,8 @@ def check_free(target: Path) -> None:
 def writing(target: Path, form: Format, container: Container) -> Iterator[Folder]:
     """A folder beside the target, which takes its place in one step when all went well."""
     check_free(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.next-", dir=target.parent))
-    except OSError as error:
-        raise UserError(
-            f"cannot write there: {error.strerror}", where=str(target), hint="-o DIR names another place"
-        ) from None
+    fresh = _parent(target) / f".{target.name}.next"
+    held = _hold(fresh, target)
     try:
         fresh.chmod(0o755)
         folder = Folder(fresh, form, container)
@@ -105,6 +102,29 @@ def writing(target: Path, form: Format, container: Container) -> Iterator[Folder
         raise disk_error(error, target) from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        os.close(held)
+
+
+def _hold(fresh: Path, target: Path) -> int:
+    """Make the folder beside, emptied of what a kill left in it, and hold it. Raises DatasetBusy where another export does."""
+    try:
+        fresh.mkdir(exist_ok=True)
+        held = os.open(fresh, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write there: {error.strerror}", where=str(target), hint=ELSEWHERE) from None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(held).st_ino != fresh.stat().st_ino:
+            raise FileNotFoundError  # the other one has just put it in its place
+    except OSError:
+        os.close(held)
+        raise DatasetBusy("another export writes there", where=str(target), hint=f"wait for it; {ELSEWHERE}") from None
+    for left in fresh.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    return held
 
 
 def _swap(fresh: Path, target: Path) -> None:
@@ -161,7 +181,5 @@ def _parent(target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write there: {error.strerror}", where=str(target), hint="-o names another place"
-        ) from None
+        raise UserError(f"cannot write there: {error.strerror}", where=str(target), hint=ELSEWHERE) from None
     return target.parent

@@ -13,13 +13,14 @@ from kdgen.bundle.cut import Cut
 from kdgen.bundle.flow import Done, Part
 from kdgen.bundle.sinks import Written
 from kdgen.card import SIZES, terms_of
-from kdgen.export import Format
+from kdgen.export import FeatureFormat, Format
 from kdgen.record import digest
 
+RETRIEVAL, REINFORCED = "text-retrieval", "reinforcement-learning"
 TASKS = {
-    "retrieval": "text-retrieval", "beir": "text-retrieval", "preference": "reinforcement-learning", "kto": "reinforcement-learning",
-    "prompt": "reinforcement-learning",
-}  # fmt: skip
+    **dict.fromkeys(("retrieval", "beir", "triples"), RETRIEVAL),
+    **dict.fromkeys(("preference", "kto", "prompt"), REINFORCED),
+}
 COLUMNLESS = ("beir",)
 
 
@@ -51,7 +52,7 @@ def manifest_of(
         "as": container,
         "cut": cut.model_dump(mode="json", exclude_defaults=True),
         "counts": {key: sum(part.counts().get(key, 0) for part in parts) for key in COUNTS},
-        "datasets": [_dataset(part) for part in parts],
+        "datasets": [_dataset(part, form) for part in parts],
         "splits": splits,
         "subsets": {size: _split(files.get(size, []), done.files.get(size, 0)) for size in sizes},
         **({"groups_of_seeds": done.groups} if len(cut.splits) > 1 else {}),
@@ -73,8 +74,9 @@ def _split(made: Sequence[Written], rows: int) -> dict[str, Any]:
     return {"rows": rows, "files": [each.file for each in made]}
 
 
-def _dataset(part: Part) -> dict[str, Any]:
+def _dataset(part: Part, form: Format) -> dict[str, Any]:
     made = part.dataset.manifest
+    told = {"features": part.dataset.facts(form.feature)} if isinstance(form, FeatureFormat) else {}
     share = {"rehearsal" if part.rehearsal else "share": part.share} if part.share is not None else {}
     return {
         "name": part.dataset.name,
@@ -90,6 +92,7 @@ def _dataset(part: Part) -> dict[str, Any]:
         "prompts": made["hashes"]["prompts"],
         "teachers": {role: teacher_of(each) for role, each in made["teachers"].items()},
         "terms": made["terms"],
+        **told,
     }
 
 
@@ -152,6 +155,26 @@ def card_of(manifest: dict[str, Any], parts: Sequence[Part], form: Format, done:
         for role, teacher in each["teachers"].items():
             told = (teacher["label"], teacher.get("licence", "not stated"), teacher.get("origin", ""))
             lines.append(f"| {each['name']} | {role} | {' | '.join(told)} |")
+    if facts := [(each["name"], fact) for each in manifest["datasets"] for fact in each.get("features", ())]:
+        names = (
+            "teacher",
+            "k",
+            "temperature",
+            "top_p",
+            "mode",
+            "source",
+            "vocab_size",
+            "tokenizer_sha256",
+            "chat_template_sha256",
+        )
+        lines += [
+            "",
+            "## What the teacher told of tokens",
+            "",
+            f"| dataset | {' | '.join(names)} |",
+            "|---" * (len(names) + 1) + "|",
+        ]
+        lines += [f"| {name} | {' | '.join(_known(fact[key]) for key in names)} |" for name, fact in facts]
     lines += ["", "## Seeds", "", "| dataset | seeds | licence | SHA-256 |", "|---|---|---|---|"]
     for each in manifest["datasets"]:
         for seeds in each["seeds"] or [{"name": "none", "licence": "", "sha256": ""}]:
@@ -172,6 +195,10 @@ def card_of(manifest: dict[str, Any], parts: Sequence[Part], form: Format, done:
         shown = yaml.safe_dump(done.first, sort_keys=False, allow_unicode=True, width=100).strip()
         lines += ["## One row", "", "~~~yaml", shown, "~~~"]
     return "\n".join(lines) + "\n"
+
+
+def _known(value: Any) -> str:
+    return "not known" if value is None else str(value)
 
 
 def _configs(manifest: dict[str, Any], form: Format, done: Done) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from kdgen.bundle.papers import card_of, default_name, manifest_of
 from kdgen.bundle.provenance import statement
 from kdgen.cli.job import pretty
 from kdgen.errors import UserError
-from kdgen.export import ALIASES, EXPORTS, AnyExport, Format
+from kdgen.export import ALIASES, EXPORTS, AnyExport, FeatureFormat, Format, Triples
 from kdgen.export.examples import example_of, settings_of
 from kdgen.record import Frozen
 from kdgen.resources import did_you_mean
@@ -62,8 +62,15 @@ def ship(
         "tokenizer": tokenizer, "seed": seed,
     }  # fmt: skip
     wanted = wanted_of(to, sets, raw)
-    form, cut = wanted.to, wanted.cut
+    form: Format = wanted.to
+    cut = wanted.cut
     parts = parts_of(dataset, mix, rehearse)
+    fits = [part.dataset.fitted(form) for part in parts]
+    form = fits[0]
+    if any(each != form for each in fits):
+        raise UserError(
+            "the datasets' features differ in name, k or vocabulary", where="--mix", hint="--set feature=…, k=…"
+        )
     called = name or default_name(parts)
     target = Path(out or f"out/{called}.{form.format}")
     single = out == "-" or target.suffix in (".jsonl", ".parquet")
@@ -175,6 +182,15 @@ def _check(form: Format, cut: Cut, container: str, out: str, single: bool, as_js
         raise UserError(f"--as {container} makes a folder, and -o {out} is a file", where="--as", hint="-o DIR")
     if single and (cut.split or cut.subsets):
         raise UserError("splits and subsets are several files", where="-o", hint="-o DIR")
+    if isinstance(form, Triples) and (cut.split or cut.order):
+        hint = "--to beir splits, and keeps each document in one split"
+        raise UserError(
+            "the other document is drawn from all of them, so no split would keep to itself", where="--split", hint=hint
+        )
+    if isinstance(form, FeatureFormat) and cut.order:
+        raise UserError(
+            "features are read in the records' order", where="--order", hint="order the rows as they are trained on"
+        )
     if out == "-" and as_json:
         raise UserError("-o - and --json both want stdout", hint="name a folder with -o DIR")
 

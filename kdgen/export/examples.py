@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args, get_origin
 
 from kdgen.export.base import Format
+from kdgen.features import Facts, TopK
 from kdgen.record import Candidate, Message, Record
 
 ASKED: dict[str, Any] = {"id": "q1", "instruction": "What is 6 x 7?", "seeds": ("q1",)}
@@ -39,18 +40,36 @@ OPS: list[Any] = [
 EDITED = Record(
     **ASKED, output="42", candidates=(Candidate(output="42"), Candidate(output="41")), meta={"edit": {"ops": OPS}}
 )
+TOLD: dict[str, Any] = {"feature": "top", "k": 2}
+RIVAL = QUERY.model_copy(update={"meta": {"rival": "Ice melts at 0 °C."}})
 OF = {
+    "triples": RIVAL,
     "text": DOCUMENT, "retrieval": QUERY, "beir": QUERY, "critique": REWRITTEN, "edits": EDITED, "evaluator": JUDGED,
     "kto": LABELLED, "axolotl-kto": LABELLED, "preference": PAIR, "ranked": PAIR, "openai-preference": PAIR,
     "axolotl-preference": PAIR, "reward": SCORED, "prompt": VERIFIED, "openai-rft": VERIFIED, "stepwise": STEPS,
     "openai": SPOKEN, "axolotl-chat": SPOKEN,
 }  # fmt: skip
-NEEDED = {"evaluator": {"rubric": "accuracy"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "evaluator": {"rubric": "accuracy"}, "axolotl": TOLD, "axolotl-legacy": TOLD, "distillkit": {**TOLD, "vocab": 16}, "uld": TOLD,
+}  # fmt: skip
 
 
 def example_of(name: str) -> tuple[Record, dict[str, Any]]:
     """A record that has a place in the format, and the settings that the format needs."""
-    return OF.get(name, ANSWER), {"format": name, **NEEDED.get(name, {})}
+    record = ANSWER.featured({"top": _feature()}) if "feature" in NEEDED.get(name, {}) else OF.get(name, ANSWER)
+    return record, {"format": name, **NEEDED.get(name, {})}
+
+
+def _feature() -> TopK:
+    """What a teacher of a vocabulary of 16 tells of an answer of one token and the closing one."""
+    import numpy as np
+
+    logprobs = np.array([[-0.25, -2.5], [-0.5, -3.0]], np.float32)
+    ids = np.array([7, 2], np.int32)
+    top = np.array([[7, 4], [2, 7]], np.int32)
+    prompt = np.array([1, 5, 3], np.int32)
+    facts = Facts(teacher="example", vocab_size=16, k=2)
+    return TopK(prompt, ids, logprobs[:, 0], top, logprobs, np.log1p(-np.exp(logprobs).sum(1)), facts)
 
 
 def settings_of(kind: type[Format]) -> list[str]:

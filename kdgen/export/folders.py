@@ -113,6 +113,30 @@ class Beir(Format):
         return {**told, "score": WHOLE}
 
 
+class Triples(Format):
+    """`{"anchor", "positive", "negative"}`: a query, the document that serves it, and one that does not, drawn from the others.
+
+    Drawn at random: it is not a hard negative, and now and then it may serve too.
+    """
+
+    TRAINERS: ClassVar[str] = "Sentence Transformers (triplet and ranking losses), ColBERT"
+
+    format: Literal["triples"] = "triples"
+    reasoning: Literal["drop"] = "drop"
+    system: Literal["drop"] = "drop"
+
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """The texts; `kdgen export` puts the other document into `meta.rival`."""
+        rival = record.meta.get("rival")
+        if not record.task or not record.text or not isinstance(rival, str) or not rival:
+            return None
+        return {"anchor": record.task, "positive": record.text, "negative": rival}
+
+    def shape(self) -> dict[str, Any]:
+        """Three texts."""
+        return {"anchor": WORDS, "positive": WORDS, "negative": WORDS}
+
+
 def _id(name: str) -> str:
     """An id without the space that ends one in qrels."""
     return re.sub(r"\s", lambda found: quote(found[0]), name)

@@ -18,6 +18,7 @@ WORDS = "words"  # may not
 NUMBER = "number"
 WHOLE = "whole"
 FLAG = "flag"
+BYTE = "byte"
 JSON = "json"  # anything; Parquet holds it as a text
 ROLES = ("system", "user", "assistant", "tool")
 KINDS: dict[str, Callable[[], CoreSchema]] = {
@@ -25,6 +26,7 @@ KINDS: dict[str, Callable[[], CoreSchema]] = {
     WORDS: lambda: core_schema.str_schema(strict=True, min_length=1),
     NUMBER: lambda: core_schema.float_schema(strict=True, allow_inf_nan=False),
     WHOLE: lambda: core_schema.int_schema(strict=True),
+    BYTE: lambda: core_schema.int_schema(strict=True, ge=0, le=255),
     FLAG: lambda: core_schema.bool_schema(strict=True),
     JSON: core_schema.any_schema,
 }
