@@ -177,7 +177,8 @@ VALUE = re.compile(r"\s*[-$]?\s?[\d.,]*\d")
 OPERATION = re.compile(r"\d\W*[+*/^-]")
 SHOWN_PATH = 20_000
 TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]")
-OPERATORS = frozenset("+-*/^<>≤≥≠√!~")
+OPERATORS = frozenset("+-*/^<>≤≥≠√!~") | {"π", "not", "half", "twice", "squared", "cubed"}
+VARIABLE = re.compile(r"(?<=\d) ?([inxyz])\b")  # that the number is multiplied by, and no unit
 
 
 def final_answer(text: str) -> str:
@@ -191,13 +192,16 @@ def final_answer(text: str) -> str:
 def same_answer(left: str, right: str) -> bool:
     """Whether two short answers agree: case, articles, outer punctuation, unit signs and number forms aside.
 
-    One may have words or a unit that the other leaves out ("x = 7 apples" and "7"), but no operator ("-x" and "x").
+    One may have words or a unit that the other leaves out ("x = 7 apples" and "7"), but nothing that makes it another
+    number: no operator ("-x" and "x"), no factor ("2π" and "2"), no "not".
     """
     left, right = (_plain(final_answer(side)) for side in (left, right))
     if left == right:
         return True
     numbers = [NUMBER.findall(side) for side in (left, right)]
     if not all(len(found) == 1 for found in numbers):
+        return False
+    if VARIABLE.findall(left) != VARIABLE.findall(right):
         return False
     ours, theirs = (Counter(TOKEN.findall(NUMBER.sub(" ", side))) for side in (left, right))
     more, less = ours - theirs, theirs - ours
@@ -217,7 +221,8 @@ def calculations(text: str) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"[\s$€£%*_`\\]+", " ", text.lower().replace("−", "-")).strip(" .,;:!?\"'()[]{}")
+    text = re.sub(r"\\?\bpi\b|(?<=\d)pi\b", "π", text.lower().replace("−", "-"))
+    text = re.sub(r"[\s$€£%*_`\\]+", " ", text).strip(" .,;:!?\"'()[]{}")
     return re.sub(r"^(?:the|a|an) ", "", text).strip()
 
 
