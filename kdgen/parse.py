@@ -139,6 +139,14 @@ def units(text: str) -> list[str]:
     return [unit for term in terms(text) for unit in (UNSPACED.findall(term) if UNSPACED.search(term) else (term,))]
 
 
+def same_label(left: str, right: str) -> bool:
+    """Whether two names of a class are one: case, spacing and punctuation aside, but for what tells -1 from 1 and C from C++."""
+    named, said = terms(left), terms(right)
+    if not named and not said:
+        return "".join(left.split()) == "".join(right.split())
+    return named == said and TELLING.findall(left) == TELLING.findall(right)
+
+
 def without_separators(text: str) -> str:
     """A text whose long numbers are written in one piece: 12,500 and 12 500 as 12500."""
     return SEPARATED.sub("", text)
@@ -175,6 +183,7 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 TERMS = re.compile(r"[\d\s.,$()+*/^-]+\Z")
 VALUE = re.compile(r"\s*[-$]?\s?[\d.,]*\d")
 OPERATION = re.compile(r"\d\W*[+*/^-]")
+TELLING = re.compile(r"[+#<>≤≥]|(?<!\w)[-−](?=\d)")
 SHOWN_PATH = 20_000
 TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]")
 OPERATORS = frozenset("+-*/^<>≤≥≠√!~") | {"π", "not", "half", "twice", "squared", "cubed"}

@@ -174,6 +174,18 @@ def test_different_answers(left: str, right: str) -> None:
     assert not parse.same_answer(left, right) and not parse.same_answer(right, left)
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "one"),
+    [
+        ("positive", "Positive.", True), ("Sci/Tech", "sci tech", True), ("C++", "c++", True), ("-1", " -1 ", True),
+        ("+", "+ ", True), ("-1", "1", False), ("C", "C++", False), ("C#", "C", False), ("+", "-", False), ("★★", "★★★", False),
+        ("< 5", "> 5", False), ("👍", "👎", False), ("well-made", "well made", True), ("", "+", False),
+    ],
+)  # fmt: skip
+def test_labels_that_a_mark_alone_tells_apart(left: str, right: str, one: bool) -> None:
+    assert parse.same_label(left, right) is parse.same_label(right, left) is one
+
+
 @given(st.decimals(-(10**9), 10**9, places=3), st.integers(0, 3))
 def test_a_number_agrees_with_its_other_forms(number: object, zeros: int) -> None:
     text = f"{number:f}"
