@@ -38,6 +38,7 @@ from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.star import Star
+from kdgen.stages.states import Embed, HiddenStates
 from kdgen.stages.steps import Steps
 from kdgen.stages.transcript import Transcript
 from kdgen.stages.verify import Verify
@@ -78,6 +79,8 @@ AnyStage = Annotated[
     | Annotated[Logprobs, Tag("feature/logprobs")]
     | Annotated[Score, Tag("feature/score")]
     | Annotated[Perplexity, Tag("feature/perplexity")]
+    | Annotated[HiddenStates, Tag("feature/hidden")]
+    | Annotated[Embed, Tag("feature/embed")]
     | Annotated[Verify, Tag("feedback/verify")]
     | Annotated[Repair, Tag("feedback/repair")]
     | Annotated[Candidates, Tag("feedback/candidates")]
@@ -121,6 +124,8 @@ METHODS = (
     "feature/logprobs",
     "feature/score",
     "feature/perplexity",
+    "feature/hidden",
+    "feature/embed",
     "feedback/verify",
     "feedback/repair",
     "feedback/candidates",
