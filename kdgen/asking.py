@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from kdgen.agreement import Agreement
 from kdgen.config import Recipe
@@ -16,6 +16,7 @@ from kdgen.errors import BudgetReached, EndpointError, Rejected, UserError
 from kdgen.judging import Judging, Seen
 from kdgen.programs import Programs
 from kdgen.prompts import Prompt
+from kdgen.questions import Check, Question, complain, empty, valid_by
 from kdgen.record import Message, Record
 from kdgen.sandbox.box import Outcome
 from kdgen.stages import AnyStage, Draw
@@ -28,32 +29,6 @@ from kdgen.teachers.heed import way_out
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.roles import Cascade, Pool
 from kdgen.teachers.told import spells
-
-Check = Callable[[Reply], str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a stage asks: the prompt as it was rendered, and how its reply is to be read."""
-
-    prompt: Prompt
-    variables: dict[str, Any]
-    messages: list[dict[str, str]]
-    schema: type[BaseModel] | None
-    nth: int
-    partial: bool
-    valid: Check | None
-    open: bool = False
-    score: int | None = None
-    tokens: bool = False
-
-    def call(self, params: Params, more: Sequence[dict[str, str]] = ()) -> Call:
-        """The call that asks it; `more` are messages of a repair."""
-        return Call([*self.messages, *more], params, _shape(self.schema), self.nth, self.open, tokens=self.tokens)
-
-    def scored(self) -> Call:
-        """The call that has its last message scored, for which sampling means nothing."""
-        return Call(self.messages, Params(max_tokens=1), nth=self.nth, score=self.score, tokens=True)
 
 
 @dataclass
@@ -127,7 +102,7 @@ class Desk:
         """The reply of a role's teacher that tells the tokens of a text that it was given."""
         spec, said = self.teachers[role].spec, question.messages[-1]["content"]
         replies = [await self.teachers[role].complete(request) for request in requests]
-        return replace(replies[0], told=spec.told(replies, said))
+        return replies[0] if question.embed else replace(replies[0], told=spec.told(replies, said))
 
     async def execute(self, program: str, stdin: str, files: Mapping[str, str], guess: str) -> Outcome:
         """How a program ends in the sandbox."""
@@ -222,16 +197,21 @@ class JobAsk:
         check: Check | None = None,
         open: bool = False,
         score: int | None = None,
+        layers: tuple[int, ...] = (),
+        embed: bool = False,
         **variables: Any,
     ) -> Reply:
         """See `stages.base.Ask`."""
         role = to or self._step.stage.to
         team = self._desk.recipe.teachers[role]
         messages = prompt.render({**self._step.stage.drawn(self._job), **variables}, history)
-        if not open and _empty(prompt, variables, messages, history):
+        if not open and empty(prompt, variables, messages, history):
             raise Rejected("empty_prompt", f"{prompt.name} shows nothing of this record, so nothing was asked")
         tells = self._step.stage.features
-        asked = Question(prompt, variables, messages, schema, nth, partial, _valid(schema, check), open, score, tells)
+        wrong = valid_by(schema, check)
+        asked = Question(
+            prompt, variables, messages, schema, nth, partial, wrong, open, score, tells, layers, embed
+        )  # fmt: skip
         if not isinstance(team, Pool | Cascade):
             return await self._whole(role, asked)
         route = team.route(self._desk.recipe.seed, self._step.stage.name, self._job.id, nth)
@@ -266,7 +246,7 @@ class JobAsk:
 
     async def _whole(self, role: str, asked: Question) -> Reply:
         """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""
-        if asked.score is not None:
+        if asked.score is not None or asked.embed:
             return await self._scored(role, asked)
         spec, params = self._desk.teachers[role].spec, self._step.params[role]
         asked = replace(asked, schema=None) if "schema" in spec.lacks else asked
@@ -287,7 +267,7 @@ class JobAsk:
                 {"role": "user", "content": f"That reply cannot be used: {wrong}. Reply again, in the form asked for."},
             ]
             reply = await self._complete(role, asked, asked.call(params, again))
-        _complain(reply, partial, params)
+        complain(reply, partial, params)
         if valid is not None and (wrong := valid(reply)):
             raise Rejected("invalid_output", wrong)
         return reply
@@ -311,49 +291,3 @@ class JobAsk:
         if not self._step.stage.features:
             return reply
         return replace(reply, facts=self._desk.teachers[role].spec.facts(self._step.params[role], reply))
-
-
-def _complain(reply: Reply, partial: bool, params: Params) -> None:
-    match reply.finish:
-        case "length" if not partial:
-            raise Rejected("cut", f"the reply was cut at {params.max_tokens or 'the endpoint’s'} tokens")
-        case "refusal":
-            raise Rejected("refused", reply.detail or reply.text[:200])
-        case "filter":
-            raise Rejected("filtered", "the provider's content filter ended the reply")
-        case "tool":
-            raise Rejected("tool_call", "the reply is a tool call")
-        case "unknown":
-            raise Rejected("unknown_finish", f"the reply may not be whole: its finish is {reply.detail or None}")
-
-
-def _empty(
-    prompt: Prompt, variables: Mapping[str, Any], messages: Sequence[Mapping[str, str]], history: Sequence[Message]
-) -> bool:
-    """Whether a prompt asks nothing of its own, or shows none of what it declares."""
-    asks = sum(message["role"] == "user" for message in messages) > sum(turn.role == "user" for turn in history)
-    return not asks or bool(prompt.variables and not any(variables.get(name) for name in prompt.variables))
-
-
-@functools.lru_cache(64)
-def _shape(schema: type[BaseModel] | None) -> dict[str, Any] | None:
-    return schema.model_json_schema() if schema else None
-
-
-def _valid(schema: type[BaseModel] | None, check: Check | None) -> Check | None:
-    if schema is None and check is None:
-        return None
-
-    def valid(reply: Reply) -> str | None:
-        if reply.finish in ("refusal", "filter", "tool", "unknown"):
-            return None
-        if schema is not None:
-            try:
-                schema.model_validate_json(reply.text)
-            except ValidationError as error:
-                first = error.errors()[0]
-                place = ".".join(str(part) for part in first["loc"])
-                return f"{place + ': ' if place else ''}{first['msg']}"[:300]
-        return check(reply) if check else None
-
-    return valid

@@ -267,7 +267,9 @@ def _set_teacher(source: Source, spec: str) -> None:
 def _is_file(spec: dict[str, Any]) -> bool:
     """Whether a teacher's model is a file or folder of the user's own."""
     model = str(spec.get("model", ""))
-    return model.endswith(".gguf") or (spec.get("provider") == "vllm" and model.startswith((".", "~", "/")))
+    return model.endswith(".gguf") or (
+        spec.get("provider") in ("vllm", "transformers") and model.startswith((".", "~", "/"))
+    )
 
 
 def _anchor(tree: dict[str, Any], base: Path) -> None:

@@ -14,14 +14,15 @@ from typing import Any
 
 import orjson
 
-from kdgen.asking import Desk, Question, Step
+from kdgen.asking import Desk, Step
 from kdgen.errors import GateFailed
 from kdgen.parse import tokens_of
+from kdgen.questions import Question
 from kdgen.runner import Run
 from kdgen.sandbox.box import Outcome
 from kdgen.store import Staging
 from kdgen.teachers.base import Reply, Request, TeacherSpec, Usage
-from kdgen.teachers.invented import content, scored
+from kdgen.teachers.invented import content, scored, vector
 from kdgen.teachers.prices import Price, Prices
 
 ASSUMED = 256
@@ -153,7 +154,9 @@ class PlanDesk(Desk):
                 await self.complete(step, role, question, request)
             return await super().score(role, step, question, requests)
         replies = [await self.complete(step, role, replace(question, schema=None), request) for request in requests]
-        return replace(replies[0], told=scored(question.messages, question.score or 0))
+        if question.embed:
+            return replace(replies[0], body={"data": [{"embedding": vector(question.messages)}]})
+        return replace(replies[0], told=scored(question.messages, question.score or 0, question.layers))
 
 
 def _guess(spec: TeacherSpec, question: Question) -> int:

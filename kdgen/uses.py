@@ -17,28 +17,26 @@ if TYPE_CHECKING:
 
 def check_use(recipe: Recipe, where: Callable[[Key], str], models: dict[str, TeacherSpec]) -> None:
     """Every teacher takes what its stages ask of it, and nothing that it is set to do is without effect."""
-    opened = {role for stage in recipe.stages for role in recipe.reach(stage.opens)}
-    for role in sorted(opened):
-        if (shut := models[role].shut()) is not None:
-            raise UserError(f"{models[role].label} cannot write a user's turn: {shut[0]}",
-                            where=where(("teachers", role)), hint=shut[1].replace("ROLE", role))  # fmt: skip
-    forced = {role for stage in recipe.stages for role in recipe.reach(stage.forced)}
-    for role in sorted(forced):
-        if (deaf := models[role].deaf()) is not None:
-            raise UserError(f"{models[role].label} cannot score a text: {deaf[0]}",
-                            where=where(("teachers", role)), hint=deaf[1])  # fmt: skip
+    opened = _able(recipe, where, models)
     repaired, whole = set[str](), set[str]()
     for number, stage in enumerate(recipe.stages):
         asking = f"{where(('stages', number))}: stage {stage.name} asking"
         settled = {role: models[role].settle(stage.params, f"{asking} {role}")[0] for role in recipe.reach(stage.roles)}
         for role in sorted(settled):
+            if role in recipe.reach(stage.forced):
+                continue
+            embeds = role in recipe.reach(stage.embedders)
+            if models[role].embeds() != embeds and models[role].provider != "scripted":
+                cause = "makes no vectors" if embeds else "makes vectors, and no words"
+                hint = "vectors are for feature/embed: provider: openai, base_url: …, api: embeddings"
+                raise UserError(f"{models[role].label} {cause}", where=f"{asking} {role}", hint=hint)
             scores = role in recipe.reach(stage.scorers)
-            if models[role].scores not in (None, scores):
+            if not embeds and models[role].scores not in (None, scores):
                 cause = "says numbers, and no words" if not scores else "says words, and no number"
                 hint = "a reward model is for feedback/reward alone: provider: vllm, base_url: …, api: classify"
                 raise UserError(f"{models[role].label} {cause}", where=f"{asking} {role}", hint=hint)
         bounded = {role for role, params in settled.items() if params.max_tokens is not None or models[role].scores}
-        bounded |= {*recipe.reach(stage.forced)}
+        bounded |= {*recipe.reach(stage.forced | stage.embedders)}
         if recipe.budget != Budget() and (endless := next((role for role in settled if role not in bounded), "")):
             cause = f"a budget needs a bound on each reply, and {models[endless].label} has none"
             hint = f"--set teachers.{endless}.max_tokens=…, or max_tokens in the stage's params"
@@ -67,3 +65,22 @@ def check_use(recipe: Recipe, where: Callable[[Key], str], models: dict[str, Tea
         if spec.on_cut == "retry" and role not in whole:
             cause = f"on_cut: retry has no effect: no stage that needs whole replies of {role} bounds them"
             raise UserError(cause, where=where(("teachers", role, "on_cut")), hint="set max_tokens, or take it out")
+
+
+def _able(recipe: Recipe, where: Callable[[Key], str], models: dict[str, TeacherSpec]) -> set[str]:
+    """Raise UserError where a teacher cannot do what a stage has it do; the teachers that write a user's turn."""
+    opened = {role for stage in recipe.stages for role in recipe.reach(stage.opens)}
+    for role in sorted(opened):
+        if (shut := models[role].shut()) is not None:
+            raise UserError(f"{models[role].label} cannot write a user's turn: {shut[0]}",
+                            where=where(("teachers", role)), hint=shut[1].replace("ROLE", role))  # fmt: skip
+    forced = {role for stage in recipe.stages for role in recipe.reach(stage.forced)}
+    for role in sorted(forced):
+        if (deaf := models[role].deaf()) is not None:
+            raise UserError(f"{models[role].label} cannot score a text: {deaf[0]}",
+                            where=where(("teachers", role)), hint=deaf[1])  # fmt: skip
+    for role in sorted(role for stage in recipe.stages for role in recipe.reach(stage.inside)):
+        if (blind := models[role].blind()) is not None:
+            raise UserError(f"{models[role].label} shows no hidden states: {blind[0]}",
+                            where=where(("teachers", role)), hint=blind[1])  # fmt: skip
+    return opened

@@ -70,6 +70,7 @@ from kdgen.stages.round_trip import RoundTrip
 from kdgen.stages.sample import Sample
 from kdgen.stages.self_instruct import SelfInstruct
 from kdgen.stages.star import Star
+from kdgen.stages.states import Embed, HiddenStates
 from kdgen.stages.steps import Steps
 from kdgen.stages.transcript import Transcript
 from kdgen.stages.verify import Verify
@@ -239,6 +240,8 @@ RULES = [
 ]
 LOGPROBS = {"stages": [{"stage": "feature", "method": "logprobs", "prompt": "label/answer", "params": {"logprobs": 3}}]}
 GIVEN = {"stages": [{"stage": "feature", "method": "score", "prompt": "feature/score", "k": 3}]}
+HIDDEN = {"stages": [{"stage": "feature", "method": "hidden", "prompt": "feature/score"}]}
+EMBED = {"stages": [{"stage": "feature", "method": "embed", "to": "teacher", "prompt": "feature/embed"}]}
 PERPLEXITY = {"stages": [{"stage": "feature", "method": "perplexity", "prompt": "feature/score"}]}
 LABEL = {"stages": [{"stage": "label", "method": "answer", "prompt": "label/answer"}]}
 # Something for each part of cleaning: (sides and texts, columns).
@@ -1092,6 +1095,32 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "prompt": S + "prompt=label/answer",
             "alone": S + "alone=feature/alone",
             "bounds": S + "bounds={ifd: {most: 1}}",
+        },
+    ),
+    (
+        HiddenStates,
+        HIDDEN,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "layers": S + "layers=[0, 1]",
+            "name_as": S + "name_as=other",
+            "dtype": S + "dtype=float32",
+        },
+    ),
+    (
+        Embed,
+        EMBED,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=feature/score",
+            "name_as": S + "name_as=other",
         },
     ),
     (Bound, PERPLEXITY, {name: S + f"bounds={{perplexity: {{{name}: 3}}}}" for name in ("least", "most")}),

@@ -25,7 +25,7 @@ LAYERS = [
     {"export", "stages", "terms"},
     {"uses"},
     {"config"},
-    {"manifest", "programs"},
+    {"manifest", "programs", "questions"},
     {"asking"},
     {"card", "progress"},
     {"bundle"},

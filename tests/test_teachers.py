@@ -213,12 +213,13 @@ def test_every_kind_of_teacher_is_listed(kdgen: Callable[..., Any]) -> None:
         "openai:MODEL@BASE_URL",
         "anthropic:MODEL",
         "vllm:MODEL",
+        "transformers:MODEL",
         "scripted:FILE",
         *(f"local:{n}" for n in models.MODELS),
     ):
         assert spec in said.out
     told = json.loads(kdgen("teachers", "--json").out)
-    assert set(told["providers"]) == {"openai", "lean", "anthropic", "vllm", "local"}
+    assert set(told["providers"]) == {"openai", "lean", "anthropic", "vllm", "transformers", "local"}
     assert kdgen("teachers", "--help").out.startswith("Usage: ")
 
 

@@ -28,6 +28,7 @@ SPECS = (
     ("anthropic:MODEL[@BASE_URL]", "Claude, through its SDK; the key is in ANTHROPIC_API_KEY", "anthropic"),
     ("vllm:MODEL", "vLLM in this process", "vllm"),
     ("vllm:MODEL@BASE_URL", "a vLLM server", "lean"),
+    ("transformers:MODEL", "a model's logprobs and hidden states, by transformers in this process", "transformers"),
     ("local, local:PATH.gguf", "llama.cpp in this process", "local"),
     ("scripted:FILE", "replies from a file", ""),
 )

@@ -42,6 +42,8 @@ class Ask(Protocol):
         check: Callable[[Reply], str | None] | None = None,
         open: bool = False,
         score: int | None = None,
+        layers: tuple[int, ...] = (),
+        embed: bool = False,
         **variables: Any,
     ) -> Reply:
         """The reply of role `to` (the stage's own where None) to the rendered prompt.
@@ -50,7 +52,8 @@ class Ask(Protocol):
         `check` says what else is wrong with a reply, and `partial` that one cut at max_tokens is still of use. With `open`
         the teacher is not to answer but to write the user's turn; the prompt is a system message then, or nothing.
         With `score` nothing is written: the prompt's last message, the assistant's, is scored, and `reply.told` has its
-        tokens and the likeliest `score` at each. Raises Rejected where the tokens do not spell the message.
+        tokens and the likeliest `score` at each, with the hidden states of `layers`. Raises Rejected where the tokens do
+        not spell the message. With `embed` the prompt's last message becomes a vector (`told.vector_of`).
         A reply that does not validate is asked for again, with what is wrong shown, as often as the teacher's
         `repairs` says. Raises Rejected where it is cut, refused, filtered or invalid in the end, or does not say that
         it is whole: such a reply is never passed off as a whole answer. So it does, before anything is sent, where the
@@ -170,6 +173,16 @@ class Stage(Frozen):
     @property
     def forced(self) -> set[str]:
         """The teachers that it has score a text that they are given."""
+        return set()
+
+    @property
+    def inside(self) -> set[str]:
+        """The teachers of which it sees hidden states."""
+        return set()
+
+    @property
+    def embedders(self) -> set[str]:
+        """The teachers that it has make vectors."""
         return set()
 
     @property

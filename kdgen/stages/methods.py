@@ -34,6 +34,8 @@ METHODS = {
     "feature/logprobs": "logprobs.Logprobs",
     "feature/score": "logprobs.Score",
     "feature/perplexity": "perplexity.Perplexity",
+    "feature/hidden": "states.HiddenStates",
+    "feature/embed": "states.Embed",
     "feedback/verify": "verify.Verify",
     "feedback/repair": "repair.Repair",
     "feedback/candidates": "candidates.Candidates",

@@ -14,12 +14,16 @@ from kdgen.teachers.local import Local
 from kdgen.teachers.openai import OpenAI
 from kdgen.teachers.roles import Cascade, Pool
 from kdgen.teachers.scripted import Scripted
+from kdgen.teachers.transformers import Transformers
 from kdgen.teachers.vllm import Vllm
 
-AnyTeacher = Annotated[OpenAI | Anthropic | Vllm | Local | Scripted | Pool | Cascade, Field(discriminator="provider")]
-PROVIDERS = ("local", "openai", "anthropic", "vllm", "scripted")
+AnyTeacher = Annotated[
+    OpenAI | Anthropic | Vllm | Local | Transformers | Scripted | Pool | Cascade, Field(discriminator="provider")
+]
+PROVIDERS = ("local", "openai", "anthropic", "vllm", "transformers", "scripted")
 SPECS = (
-    "local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL, anthropic:MODEL, vllm:MODEL[@BASE_URL], scripted:FILE"
+    "local, local:PATH.gguf, openai:MODEL, openai:MODEL@BASE_URL, anthropic:MODEL, vllm:MODEL[@BASE_URL], "
+    "transformers:MODEL, scripted:FILE"
 )
 HOST = re.compile(r"@[^@/]+:\d+(?:/|$)")
 

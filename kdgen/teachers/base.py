@@ -215,6 +215,14 @@ class TeacherSpec(Params):
         """The tokens of a last message `said` that was scored. Raises Rejected where they cannot be told."""
         return read_told(replies[0].body)
 
+    def blind(self) -> tuple[str, str] | None:
+        """Why this teacher shows no hidden states, with the way out; None where it does."""
+        return "nobody sees what goes on inside it", "transformers:MODEL, a folder or a name"
+
+    def embeds(self) -> bool:
+        """Whether it makes vectors of texts."""
+        return False
+
     def facts(self, params: Params, reply: Reply) -> Facts:
         """What is known of how a reply's logprobs were made. A scored text was not sampled, and has no temperature."""
         known = reply.body.get("facts")

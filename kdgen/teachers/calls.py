@@ -54,6 +54,8 @@ class Call:
         None  # nothing is to be written: the last message is scored, its tokens and the likeliest `score`
     )
     tokens: bool = False  # the reply is to tell token ids, those of the prompt too
+    layers: tuple[int, ...] = ()  # and the hidden states of these layers at each token that is scored
+    embed: bool = False  # nothing is to be written: the last message becomes a vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class Told(NamedTuple):
     """n tokens with their logprobs, and of each place the likeliest (id, logprob), the likeliest first.
 
     Place j is p(· | prompt_ids, ids[:j]). `pieces` are the tokens' bytes, where they are known, `ids` and those of `top`
-    where the teacher tells them: one that does not has `words` in the place of `top`, the tokens' bytes.
+    where the teacher tells them: one that does not has `words` in the place of `top`, the tokens' bytes. `states` are
+    hidden states [L, n, d] of `layers`, counted from 0, the embedding.
     """
 
     prompt_ids: Sequence[int]
@@ -121,6 +124,8 @@ class Told(NamedTuple):
     top: Sequence[Sequence[tuple[int, float]]]
     pieces: Sequence[bytes] | None = None
     words: Sequence[Sequence[tuple[bytes, float]]] | None = None
+    layers: Sequence[int] = ()
+    states: Any = None
 
 
 @dataclass(frozen=True, slots=True)

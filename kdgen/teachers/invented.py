@@ -12,7 +12,7 @@ from kdgen.teachers.calls import Told
 
 WORD = re.compile(r"\s*\S+|\s+")
 VOCABULARY = 50_000
-RANKS = 3
+RANKS, DEPTH, WIDTH = 3, 4, 4
 
 
 def pieces(text: str) -> list[str]:
@@ -37,10 +37,23 @@ def content(text: str, top: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def scored(messages: Sequence[Mapping[str, str]], top: int) -> Told:
-    """The tokens of the last message."""
+def scored(messages: Sequence[Mapping[str, str]], top: int, layers: Sequence[int] = ()) -> Told:
+    """The tokens of the last message, with hidden states that depend on layer and token."""
     before = [id for message in messages[:-1] for id in ids(message["content"])]
-    return _told(before, messages[-1]["content"], top)
+    made = _told(before, messages[-1]["content"], top)
+    if not layers:
+        return made
+    states = [[_numbers("state", layer, id) for id in made.ids] for layer in layers]
+    return made._replace(layers=[layer % DEPTH for layer in layers], states=states)
+
+
+def vector(messages: Sequence[Mapping[str, str]]) -> list[float]:
+    """The last message as a vector."""
+    return _numbers("vector", messages[-1]["content"])
+
+
+def _numbers(*key: object) -> list[float]:
+    return [round(score(*key, place) / 2**63 - 1, 3) for place in range(WIDTH)]
 
 
 def _told(before: Sequence[int], text: str, top: int) -> Told:

@@ -49,7 +49,7 @@ class Runtime:
         before, whole = self._filled(body["messages"][:-1]), self._filled(body["messages"], False)
         prompt, full = self._ids(before), self._ids(whole)
         if full[: len(prompt)] != prompt:
-            return {**_scored(identity, len(full), 0), "told": {"wrong": "prompt_not_prefix"}}
+            return {**scored_body(identity, len(full), 0), "told": {"wrong": "prompt_not_prefix"}}
         found = []
         for place in range(len(prompt), len(full)):
             if wrong := stopped():
@@ -62,7 +62,7 @@ class Runtime:
             "top": [[[top["id"], top["logprob"]] for top in entry["top_logprobs"]] for entry in found],
             "pieces": [entry["bytes"] for entry in found],
         }
-        return {**_scored(identity, len(prompt), len(found)), "told": told, "facts": self._facts()}
+        return {**scored_body(identity, len(prompt), len(found)), "told": told, "facts": self._facts()}
 
     def _told(self, prefix: list[int], token: int, top: int, cached: bool) -> dict[str, Any]:
         """What the model tells of `token` after `prefix`. It keeps silent where it wrote a piece of a character.
@@ -121,7 +121,7 @@ class Runtime:
         return reply
 
 
-def _scored(identity: str, came: int, went: int) -> dict[str, Any]:
+def scored_body(identity: str, came: int, went: int) -> dict[str, Any]:
     """The chat completion that says that a text was scored."""
     choice = {"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "stop"}
     usage = {"prompt_tokens": came, "completion_tokens": went, "total_tokens": came + went}

@@ -15,12 +15,14 @@ from kdgen.errors import UserError
 from kdgen.teachers import models_table, responses
 from kdgen.teachers.base import BatchApi, Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body
 from kdgen.teachers.calls import dumped
+from kdgen.teachers.embeddings import EMBEDDINGS, read_vector
 from kdgen.teachers.http import HttpWire, checked
 from kdgen.teachers.keys import EnvName, check_key, guarded, key_needs, key_of, may_send_key
 from kdgen.teachers.turns import completion_request, shut_server, wrong_template
 from kdgen.teachers.urls import moved, unfit, wrong_url
 
 KEY = "OPENAI_API_KEY"
+PATHS = {"chat": "/chat/completions", "responses": "/responses", "embeddings": "/embeddings"}
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 OWN = {"model", "messages", "stream", "n", "service_tier", "prompt_cache_key", "max_completion_tokens", "top_logprobs"}
 OWN_RESPONSES = {"input", "instructions", "max_output_tokens", "reasoning", "text", "include", "store"}
@@ -38,8 +40,9 @@ class OpenAI(TeacherSpec):
     base_url: str | None = None
     api_key_env: EnvName = KEY
     api_key_file: str | None = Field(None, description="a file that holds the key alone, instead of a variable")
-    api: Literal["auto", "chat", "responses"] = Field(
-        "auto", description="the API that is asked; auto: chat, and responses for OpenAI's models that need it"
+    api: Literal["auto", "chat", "responses", "embeddings"] = Field(
+        "auto",
+        description="the API that is asked; auto: chat, and responses for OpenAI's models that need it; embeddings: vectors",
     )
     summary: responses.Summary | None = Field(
         None, description="ask for a summary of the reasoning, which then stands apart from the answer"
@@ -58,12 +61,16 @@ class OpenAI(TeacherSpec):
     takes: ClassVar[frozenset[str]] = frozenset(Params.model_fields)
 
     @property
-    def dialect(self) -> Literal["chat", "responses"]:
+    def dialect(self) -> Literal["chat", "responses", "embeddings"]:
         """The API that is asked."""
         if self.api != "auto":
             return self.api
         own = self.base_url is None and (self.summary or models_table.RESPONSES_ONLY.match(self.model))
         return "responses" if own else "chat"
+
+    def embeds(self) -> bool:
+        """Where that is the API."""
+        return self.api == "embeddings"
 
     def check(self) -> None:
         """A model must be named, a URL must be one, and no field may be without effect."""
@@ -77,6 +84,8 @@ class OpenAI(TeacherSpec):
         if self.summary and self.dialect == "chat":
             raise UserError("summary has no effect in chat completions", where=self.label, hint="api: responses")
         own = OWN | {*Params.model_fields} | (OWN_RESPONSES if self.dialect == "responses" else {"reasoning_effort"})
+        if self.embeds() and self.mode == "batch":
+            raise UserError("embeddings are not asked for through batches", where=self.label, hint="mode: online")
         if clash := sorted(set(self.extra) & own):
             raise UserError(
                 f"extra must not set {', '.join(clash)}", where=self.label, hint="kdgen has a field for it, or needs it"
@@ -100,6 +109,8 @@ class OpenAI(TeacherSpec):
         return self.takes - set(self._refused())
 
     def _refused(self) -> dict[str, str]:
+        if self.embeds():
+            return dict.fromkeys(self.takes, "embeddings are not sampled")
         lacks = self.takes - responses.TAKES if self.dialect == "responses" else ()
         model = models_table.refused(self.model, self.effort) if self.base_url is None else {}
         return dict.fromkeys(lacks, "the Responses API has none") | model
@@ -123,6 +134,9 @@ class OpenAI(TeacherSpec):
 
     def request(self, call: Call) -> Request:
         """The wire's own JSON for `call`."""
+        if call.embed:
+            body = {"model": self.model, "input": call.messages[-1]["content"], **self.extra}
+            return Request(EMBEDDINGS, dumped(body), call.nth, 1)
         if call.open:
             return completion_request(self.body(call), self.template or "", call)
         return Request(f"openai.{self.dialect}", dumped(self.body(call)), call.nth, call.params.max_tokens or 0)
@@ -144,13 +158,15 @@ class OpenAI(TeacherSpec):
 
     def read(self, request: Request, raw: Raw) -> Reply:
         """See `TeacherSpec.read`; the request says which API it was for."""
+        if request.wire == EMBEDDINGS:
+            return read_vector(request.key, self.label, raw)
         if request.wire == "openai.responses":
             return responses.read_responses(request.key, self.label, raw)
         return super().read(request, raw)
 
     def connect(self) -> Wire:
         """The SDK for OpenAI, the lean wire for a server at `base_url`."""
-        path = "/responses" if self.dialect == "responses" else "/chat/completions"
+        path = PATHS[self.dialect]
         key = read_key(self)
         wire: Wire
         if self.base_url is None:

@@ -19,7 +19,7 @@ from kdgen.tables import read_table
 from kdgen.teachers.base import TeacherSpec, Usage
 from kdgen.yamls import explain, load_yaml
 
-FREE_PROVIDERS = ("local", "scripted", "vllm")
+FREE_PROVIDERS = ("local", "scripted", "transformers", "vllm")
 # The hosts at which a provider's own prices hold; what another server charges is not known.
 OWN_HOSTS = {"openai": "api.openai.com", "anthropic": "api.anthropic.com"}
 SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8})$")

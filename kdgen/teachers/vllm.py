@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, JsonValue
 
 from kdgen.errors import UserError
-from kdgen.record import digest
 from kdgen.resources import did_you_mean
 from kdgen.teachers.base import (
     BatchApi,
@@ -35,9 +34,9 @@ from kdgen.teachers.calls import dumped
 from kdgen.teachers.chat import MALFORMED, malformed
 from kdgen.teachers.classify import FIELDS, VOID, WIRE, classify_body, classify_url, read_classes
 from kdgen.teachers.http import HttpWire
+from kdgen.teachers.identities import identity_of, name_of, path_of
 from kdgen.teachers.keys import EnvName, check_key, key_needs, key_of
 from kdgen.teachers.least_loaded import LeastLoaded
-from kdgen.teachers.models import file_digest
 from kdgen.teachers.told import prompt_told
 from kdgen.teachers.turns import completion_request, shut_server, wrong_template
 from kdgen.teachers.urls import wrong_url
@@ -72,7 +71,6 @@ TRANSPORT = frozenset(
     "disable_log_stats max_loras max_cpu_loras max_lora_rank".split()
 )
 ENGINE_OWN = frozenset("model generation_config enable_lora".split())
-MODEL_FILES = (".safetensors", ".bin", ".pt", ".gguf", ".json", ".model", ".jinja", ".txt", ".tiktoken")
 INSTALL = "pip install 'kdgen[vllm]', or name a server: --teacher vllm:MODEL@http://HOST:PORT/v1"
 BATCH_DIR = ".kdgen/batches"
 
@@ -124,12 +122,12 @@ class Vllm(TeacherSpec):
     @cached_property
     def label(self) -> str:
         """vllm:model, with the adapter's name; of a folder its name, since labels are published in rows."""
-        return f"vllm:{_name(self.model)}" + (f"+{_name(self.lora)}" if self.lora else "")
+        return f"vllm:{name_of(self.model)}" + (f"+{name_of(self.lora)}" if self.lora else "")
 
     @cached_property
     def identity(self) -> str:
         """The model as the ledger knows it: a hub's name as it is, a folder by its name and its files' digest."""
-        return self.model if self.urls else _identity(self.model)
+        return self.model if self.urls else identity_of(self.model)
 
     def check(self) -> None:
         """A model must be named, a URL must be one, and no field may be without effect."""
@@ -251,7 +249,7 @@ class Vllm(TeacherSpec):
 
     @cached_property
     def _adapter(self) -> str:
-        return _identity(self.lora or "")
+        return identity_of(self.lora or "")
 
     def read(self, request: Request, raw: Raw) -> Reply:
         """See `TeacherSpec.read`; each logprob has its token's id and text, the likeliest first."""
@@ -285,7 +283,7 @@ class Vllm(TeacherSpec):
                 raise UserError(need, where=self.label, hint=hint)
             arguments = {"max_num_seqs": self.concurrency, **self.engine}
             adapter = (self._adapter, os.path.expanduser(self.lora)) if self.lora else None
-            return EngineWire(_path(self.model), arguments, adapter)
+            return EngineWire(path_of(self.model), arguments, adapter)
         key = key_of(self)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         bases = [url.rstrip("/") for url in self.urls]
@@ -307,7 +305,7 @@ class Vllm(TeacherSpec):
         from kdgen.teachers.batch_files import command
 
         options = {"generation_config": "vllm", "max_logprobs": -1, **self.engine}
-        return command(remote, _path(self.model), self.identity, options)
+        return command(remote, path_of(self.model), self.identity, options)
 
 
 def _installed() -> dict[str, str]:
@@ -322,21 +320,3 @@ def named(entry: dict[str, Any]) -> None:
         spelled = bytes([*(entry.pop("bytes", None) or ())]).decode("utf-8", "replace")
         # Only the sampled token comes with its text; of the others the id is all that a server tells.
         entry["token"] = None if spelled == token else spelled
-
-
-def _path(name: str) -> str:
-    folder = Path(os.path.expanduser(name))
-    return str(folder) if folder.exists() else name
-
-
-def _name(name: str) -> str:
-    return Path(name).name if name.startswith(("/", "~", ".")) or Path(name).exists() else name
-
-
-def _identity(name: str) -> str:
-    folder = Path(os.path.expanduser(name))
-    if not folder.exists():
-        return name
-    files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    found = [(file.name, file_digest(file)) for file in files if file.is_file() and file.suffix in MODEL_FILES]
-    return f"{folder.name}@{digest(found)[:12]}"
