@@ -27,6 +27,7 @@ from kdgen.teachers.halt import Halt
 from kdgen.teachers.heed import way_out
 from kdgen.teachers.ledger import Ledger
 from kdgen.teachers.roles import Cascade, Pool
+from kdgen.teachers.told import spells
 
 Check = Callable[[Reply], str | None]
 
@@ -43,10 +44,16 @@ class Question:
     partial: bool
     valid: Check | None
     open: bool = False
+    score: int | None = None
+    tokens: bool = False
 
     def call(self, params: Params, more: Sequence[dict[str, str]] = ()) -> Call:
         """The call that asks it; `more` are messages of a repair."""
-        return Call([*self.messages, *more], params, _shape(self.schema), self.nth, self.open)
+        return Call([*self.messages, *more], params, _shape(self.schema), self.nth, self.open, tokens=self.tokens)
+
+    def scored(self) -> Call:
+        """The call that has its last message scored, for which sampling means nothing."""
+        return Call(self.messages, Params(max_tokens=1), nth=self.nth, score=self.score, tokens=True)
 
 
 @dataclass
@@ -115,6 +122,12 @@ class Desk:
         if names := self.teachers[role].spec.ignored(step.params[role], reply):
             self._ignored(role, names)
         return reply
+
+    async def score(self, role: str, step: Step, question: Question, requests: Sequence[Request]) -> Reply:
+        """The reply of a role's teacher that tells the tokens of a text that it was given."""
+        spec, said = self.teachers[role].spec, question.messages[-1]["content"]
+        replies = [await self.teachers[role].complete(request) for request in requests]
+        return replace(replies[0], told=spec.told(replies, said))
 
     async def execute(self, program: str, stdin: str, files: Mapping[str, str], guess: str) -> Outcome:
         """How a program ends in the sandbox."""
@@ -208,6 +221,7 @@ class JobAsk:
         partial: bool = False,
         check: Check | None = None,
         open: bool = False,
+        score: int | None = None,
         **variables: Any,
     ) -> Reply:
         """See `stages.base.Ask`."""
@@ -216,7 +230,8 @@ class JobAsk:
         messages = prompt.render({**self._step.stage.drawn(self._job), **variables}, history)
         if not open and _empty(prompt, variables, messages, history):
             raise Rejected("empty_prompt", f"{prompt.name} shows nothing of this record, so nothing was asked")
-        asked = Question(prompt, variables, messages, schema, nth, partial, _valid(schema, check), open)
+        tells = self._step.stage.features
+        asked = Question(prompt, variables, messages, schema, nth, partial, _valid(schema, check), open, score, tells)
         if not isinstance(team, Pool | Cascade):
             return await self._whole(role, asked)
         route = team.route(self._desk.recipe.seed, self._step.stage.name, self._job.id, nth)
@@ -251,6 +266,8 @@ class JobAsk:
 
     async def _whole(self, role: str, asked: Question) -> Reply:
         """A reply that is neither cut nor refused and reads as it should, asked again where the recipe allows."""
+        if asked.score is not None:
+            return await self._scored(role, asked)
         spec, params = self._desk.teachers[role].spec, self._step.params[role]
         asked = replace(asked, schema=None) if "schema" in spec.lacks else asked
         partial, valid = asked.partial, asked.valid
@@ -278,7 +295,22 @@ class JobAsk:
     async def _complete(self, role: str, asked: Question, call: Call) -> Reply:
         request = self._desk.teachers[role].spec.request(call)
         self.calls.append(request.key)
-        return await self._desk.complete(self._step, role, asked, request)
+        return self._known(role, await self._desk.complete(self._step, role, asked, request))
+
+    async def _scored(self, role: str, asked: Question) -> Reply:
+        """A text's tokens, which spell it."""
+        requests = self._desk.teachers[role].spec.scoring(asked.scored())
+        self.calls += [request.key for request in requests]
+        reply = await self._desk.score(role, self._step, asked, requests)
+        if reply.told is not None:
+            spells(reply.told, asked.messages[-1]["content"])
+        return self._known(role, reply)
+
+    def _known(self, role: str, reply: Reply) -> Reply:
+        """The reply with what is known of how its logprobs were made, where the stage keeps them."""
+        if not self._step.stage.features:
+            return reply
+        return replace(reply, facts=self._desk.teachers[role].spec.facts(self._step.params[role], reply))
 
 
 def _complain(reply: Reply, partial: bool, params: Params) -> None:

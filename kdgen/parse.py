@@ -149,6 +149,14 @@ def units(text: str) -> list[str]:
     return [unit for term in terms(text) for unit in (UNSPACED.findall(term) if UNSPACED.search(term) else (term,))]
 
 
+def same_label(left: str, right: str) -> bool:
+    """Whether two names of a class are one: case, spacing and punctuation aside, but for what tells -1 from 1 and C from C++."""
+    named, said = terms(left), terms(right)
+    if not named and not said:
+        return "".join(left.split()) == "".join(right.split())
+    return named == said and TELLING.findall(left) == TELLING.findall(right)
+
+
 def without_separators(text: str) -> str:
     """A text whose long numbers are written in one piece: 12,500 and 12 500 as 12500."""
     return SEPARATED.sub("", text)
@@ -188,9 +196,11 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 TERMS = re.compile(r"[\d\s.,$()+*/^-]+\Z")
 VALUE = re.compile(r"\s*[-$]?\s?[\d.,]*\d")
 OPERATION = re.compile(r"\d\W*[+*/^-]")
+TELLING = re.compile(r"[+#<>≤≥]|(?<!\w)[-−](?=\d)")
 SHOWN_PATH = 20_000
 TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]")
-OPERATORS = frozenset("+-*/^<>≤≥≠√!~")
+OPERATORS = frozenset("+-*/^<>≤≥≠√!~") | {"π", "not", "half", "twice", "squared", "cubed"}
+VARIABLE = re.compile(r"(?<=\d) ?([inxyz])\b")  # that the number is multiplied by, and no unit
 
 
 def final_answer(text: str) -> str:
@@ -204,13 +214,16 @@ def final_answer(text: str) -> str:
 def same_answer(left: str, right: str) -> bool:
     """Whether two short answers agree: case, articles, outer punctuation, unit signs and number forms aside.
 
-    One may have words or a unit that the other leaves out ("x = 7 apples" and "7"), but no operator ("-x" and "x").
+    One may have words or a unit that the other leaves out ("x = 7 apples" and "7"), but nothing that makes it another
+    number: no operator ("-x" and "x"), no factor ("2π" and "2"), no "not".
     """
     left, right = (_plain(final_answer(side)) for side in (left, right))
     if left == right:
         return True
     numbers = [NUMBER.findall(side) for side in (left, right)]
     if not all(len(found) == 1 for found in numbers):
+        return False
+    if VARIABLE.findall(left) != VARIABLE.findall(right):
         return False
     ours, theirs = (Counter(TOKEN.findall(NUMBER.sub(" ", side))) for side in (left, right))
     more, less = ours - theirs, theirs - ours
@@ -230,7 +243,8 @@ def calculations(text: str) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"[\s$€£%*_`\\]+", " ", text.lower().replace("−", "-")).strip(" .,;:!?\"'()[]{}")
+    text = re.sub(r"\\?\bpi\b|(?<=\d)pi\b", "π", text.lower().replace("−", "-"))
+    text = re.sub(r"[\s$€£%*_`\\]+", " ", text).strip(" .,;:!?\"'()[]{}")
     return re.sub(r"^(?:the|a|an) ", "", text).strip()
 
 

@@ -7,8 +7,8 @@ of the replies that the ledger has for the same stage and teacher, else what the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from kdgen.runner import Run
 from kdgen.sandbox.box import Outcome
 from kdgen.store import Staging
 from kdgen.teachers.base import Reply, Request, TeacherSpec, Usage
+from kdgen.teachers.invented import content, scored
 from kdgen.teachers.prices import Price, Prices
 
 ASSUMED = 256
@@ -140,7 +141,19 @@ class PlanDesk(Desk):
             line.add(request, guess, said, self.bill.prices.of(spec))
         usage = Usage(input=guess, output=count)
         body = SURE if step.stage.reads_logprobs is not None else {}
+        if step.stage.features:
+            top = step.params[role].logprobs or 0
+            body = {"choices": [{"logprobs": {"content": content(text, top)}}]}
         return Reply(request.key, text, "stop", usage, body, model=spec.model, teacher=spec.label)
+
+    async def score(self, role: str, step: Step, question: Question, requests: Sequence[Request]) -> Reply:
+        """What the ledger has of a text's tokens, or invented ones."""
+        if all(self.ledger.get(request.key) is not None for request in requests):
+            for request in requests:
+                await self.complete(step, role, question, request)
+            return await super().score(role, step, question, requests)
+        replies = [await self.complete(step, role, replace(question, schema=None), request) for request in requests]
+        return replace(replies[0], told=scored(question.messages, question.score or 0))
 
 
 def _guess(spec: TeacherSpec, question: Question) -> int:

@@ -22,6 +22,11 @@ def check_use(recipe: Recipe, where: Callable[[Key], str], models: dict[str, Tea
         if (shut := models[role].shut()) is not None:
             raise UserError(f"{models[role].label} cannot write a user's turn: {shut[0]}",
                             where=where(("teachers", role)), hint=shut[1].replace("ROLE", role))  # fmt: skip
+    forced = {role for stage in recipe.stages for role in recipe.reach(stage.forced)}
+    for role in sorted(forced):
+        if (deaf := models[role].deaf()) is not None:
+            raise UserError(f"{models[role].label} cannot score a text: {deaf[0]}",
+                            where=where(("teachers", role)), hint=deaf[1])  # fmt: skip
     repaired, whole = set[str](), set[str]()
     for number, stage in enumerate(recipe.stages):
         asking = f"{where(('stages', number))}: stage {stage.name} asking"
@@ -33,6 +38,7 @@ def check_use(recipe: Recipe, where: Callable[[Key], str], models: dict[str, Tea
                 hint = "a reward model is for feedback/reward alone: provider: vllm, base_url: …, api: classify"
                 raise UserError(f"{models[role].label} {cause}", where=f"{asking} {role}", hint=hint)
         bounded = {role for role, params in settled.items() if params.max_tokens is not None or models[role].scores}
+        bounded |= {*recipe.reach(stage.forced)}
         if recipe.budget != Budget() and (endless := next((role for role in settled if role not in bounded), "")):
             cause = f"a budget needs a bound on each reply, and {models[endless].label} has none"
             hint = f"--set teachers.{endless}.max_tokens=…, or max_tokens in the stage's params"

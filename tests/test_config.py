@@ -156,7 +156,7 @@ SETS: list[tuple[tuple[str, ...], str]] = [
     (("-t", "scripted:none.jsonl"), "none.jsonl: cannot read the replies: No such file"),
     (("-t", "local:qwen"), "there is no local model named 'qwen'"),
     (("-t", "local:none.gguf"), "none.gguf cannot be read"),
-    (("--format", "zzz"), "--format: 'zzz' is no format\n  hint: one of messages, alpaca, sharegpt"),
+    (("--format", "zzz"), "--format: 'zzz' is no format\n  hint: one of messages, prompt-completion, alpaca, sharegpt"),
     (("--map", "instruktion=x"), "--map: 'instruktion=x' is not FIELD=COLUMN\n  hint: did you mean instruction"),
     (("--map", "instruction"), "--map: 'instruction' is not FIELD=COLUMN"),
     (("--map", "instruction=instruktion"), "s.jsonl:1: the row has no column 'instruktion'\n  hint: did you mean instruction?"),

@@ -52,6 +52,23 @@ def test_classes_are_even_and_each_example_has_draws_of_its_own(
     assert more["requests"]["sent"] == 4, "one more example a class costs one more example a class"
 
 
+def test_a_label_of_marks_is_confirmed_by_its_marks(
+    kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path
+) -> None:
+    """The judge says + of everything: no example of - is kept, nor one of -1 where it says 1."""
+    ask = "Is the review good (+, 1) or bad (-, -1)?"
+    write_seeds(tmp_path / "s.jsonl", [{"instruction": ask, "output": label} for label in ("+", "-", "1", "-1")])
+    teacher = script(
+        {"regex": "(?s)You label texts.*number", "reply": '{"label": "1"}'},
+        {"contains": "You label texts", "reply": '{"label": "+"}'},
+        {"regex": '"-?1"', "reply": "A number of fine days went by {digest} {digest}."},
+        {"reply": "Snow fell on the fields {digest} {digest}."},
+    )
+    knobs = ("--set", "stages.0.n=2", "--set", "dedupe=[]")
+    kdgen("curate", "s.jsonl", "-m", "by-label", "-t", teacher, *knobs, "-q", "-o", "out")
+    assert {row["output"] for row in records(tmp_path / "out")} == {"+", "1"}
+
+
 def test_every_branch_has_its_quota_or_says_what_is_missing(
     kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -42,6 +42,22 @@ def test_tasks_come_with_their_answers_in_one_call(kdgen: Kdgen, script: Script,
     assert 0 < more["requests"]["sent"] <= 18, "a seed more is shown in its own share of the calls"
 
 
+def test_a_reply_that_nothing_comes_of_is_named_by_its_reject(kdgen: Kdgen, script: Script, tmp_path: Path) -> None:
+    """What was paid for a list that is none, or for an empty answer, can be looked up."""
+    write_seeds(tmp_path / "s.jsonl", ANSWERED)
+    teacher = script(
+        {"contains": "river 3", "reply": "There is no list here."},
+        {"contains": "river", "reply": "7. Explain {digest} well to me."},
+        {"regex": "Explain [0-7]", "reply": "<think>So it"},
+        "It is {digest}.",
+    )
+    knobs = sets("stages.0.rounds=1", "stages.0.calls=40", "stages.0.novelty=null", "target=null")
+    kdgen("expand", "s.jsonl", "-m", "self-instruct", "-t", teacher, "-q", "-o", "out", *knobs)
+    lost = [row for row in rows(tmp_path / "out", "rejects.jsonl") if row["reason"] in ("no_list", "empty_answer")]
+    assert Counter(each["reason"] for each in lost).keys() == {"no_list", "empty_answer"}
+    assert {each["reason"]: len(each["calls"]) for each in lost} == {"no_list": 1, "empty_answer": 2}
+
+
 def test_nothing_to_show_of_pairs(kdgen: Kdgen, script: Script, tmp_path: Path) -> None:
     write_seeds(tmp_path / "s.jsonl", [{"id": "bare", "instruction": "Has no answer."}])
     said = kdgen("expand", "s.jsonl", "-m", "alpaca", "-t", script(PAIR))

@@ -54,10 +54,12 @@ from kdgen.stages.evol import Evol
 from kdgen.stages.hard_cases import HardCases
 from kdgen.stages.judge import Judge
 from kdgen.stages.kin import Kin
+from kdgen.stages.logprobs import Logprobs, Score
 from kdgen.stages.magpie import Magpie
 from kdgen.stages.oss_instruct import OssInstruct
 from kdgen.stages.pair import Each, Pair
 from kdgen.stages.paraphrase import Paraphrase
+from kdgen.stages.perplexity import Bound, Perplexity
 from kdgen.stages.program import Program, Tora
 from kdgen.stages.rank import Rank
 from kdgen.stages.repair import Repair
@@ -235,6 +237,9 @@ RULES = [
     {"contains": "somebody else", "reply": "Explain {digest} in three steps"},
     {"reply": "First this is so.\nAnswer: it is {digest}", "logprobs": [{"token": "First", "logprob": -2.5}]},
 ]
+LOGPROBS = {"stages": [{"stage": "feature", "method": "logprobs", "prompt": "label/answer", "params": {"logprobs": 3}}]}
+GIVEN = {"stages": [{"stage": "feature", "method": "score", "prompt": "feature/score", "k": 3}]}
+PERPLEXITY = {"stages": [{"stage": "feature", "method": "perplexity", "prompt": "feature/score"}]}
 LABEL = {"stages": [{"stage": "label", "method": "answer", "prompt": "label/answer"}]}
 # Something for each part of cleaning: (sides and texts, columns).
 TALKS: list[tuple[str, dict[str, Any]]] = [
@@ -1048,6 +1053,48 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
         {**EDIT, "export": {"format": "edits"}},
         {"reasoning": "export.reasoning=fold", "system": "export.system=keep"},
     ),
+    (
+        Logprobs,
+        LOGPROBS,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.logprobs=4",
+            "prompt": S + "prompt=label/rationale",
+            "name_as": S + "name_as=other",
+            "dtype": S + "dtype=float32",
+        },
+    ),
+    (
+        Score,
+        GIVEN,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "k": S + "k=4",
+            "name_as": S + "name_as=other",
+            "dtype": S + "dtype=float32",
+            "candidates": S + "candidates=true",
+        },
+    ),
+    (
+        Perplexity,
+        PERPLEXITY,
+        {
+            "to": S + "to=nobody",
+            "banks": S + "banks={system: systems}",
+            "lists": S + "lists={demonstrations: demonstrations}",
+            "params": S + "params.temperature=1",
+            "prompt": S + "prompt=label/answer",
+            "alone": S + "alone=feature/alone",
+            "bounds": S + "bounds={ifd: {most: 1}}",
+        },
+    ),
+    (Bound, PERPLEXITY, {name: S + f"bounds={{perplexity: {{{name}: 3}}}}" for name in ("least", "most")}),
     (
         RewardModel,
         REWARD,

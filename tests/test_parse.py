@@ -169,13 +169,15 @@ def test_bare(text: str, inside: str) -> None:
 SAME = [
     ("42", "42."), ("42", " 42 "), ("$1,200.00", "1200"), ("3/4", "0.75"), ("1/3", "2/6"), ("50%", "50"), ("007", "7"),
     ("-3", "−3"), ("The dog", "dog"), ("A DOG!", "dog"), ("(B)", "b"), ("**5**", "5"), ("\\boxed{7}", "7"), ("x\n#### 7", "7"),
-    ("5 apples", "5"), ("x = 5", "5"), ("5 apples", "5 apples in all"), ("it is \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+    ("5 apples", "5"), ("x = 5", "5"), ("n=5", "5"), ("2\\pi", "2 π"), ("2x", "2x"), ("5 m", "5"),
+    ("5 apples", "5 apples in all"), ("it is \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
     ("12345678901234567890", "12,345,678,901,234,567,890"),
 ]  # fmt: skip
 DIFFERENT = [
     ("42", "43"), ("7.5", "75"), ("yes", "no"), ("-3", "3"), ("1/2", "2"), ("1/0", "1"), ("5 km", "5 m"), ("x^2", "y^2"),
     ("x + 2", "2"), ("-x", "x"), ("12345678901234567890", "12345678901234567891"), ("9" * 5000, "8" * 5000), ("3 and 4", "3"),
-    ("", "0"), ("B", "C"), ("0.333", "1/3"),
+    ("", "0"), ("B", "C"), ("0.333", "1/3"), ("2\\pi", "2"), ("2π", "2"), ("2x", "2"), ("5 i", "5"), ("7 squared", "7"),
+    ("not 7", "7"), ("half of 7", "7"), ("x = 2y", "x = 2"),
 ]  # fmt: skip
 
 
@@ -187,6 +189,18 @@ def test_same_answers(left: str, right: str) -> None:
 @pytest.mark.parametrize(("left", "right"), DIFFERENT)
 def test_different_answers(left: str, right: str) -> None:
     assert not parse.same_answer(left, right) and not parse.same_answer(right, left)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "one"),
+    [
+        ("positive", "Positive.", True), ("Sci/Tech", "sci tech", True), ("C++", "c++", True), ("-1", " -1 ", True),
+        ("+", "+ ", True), ("-1", "1", False), ("C", "C++", False), ("C#", "C", False), ("+", "-", False), ("★★", "★★★", False),
+        ("< 5", "> 5", False), ("👍", "👎", False), ("well-made", "well made", True), ("", "+", False),
+    ],
+)  # fmt: skip
+def test_labels_that_a_mark_alone_tells_apart(left: str, right: str, one: bool) -> None:
+    assert parse.same_label(left, right) is parse.same_label(right, left) is one
 
 
 @given(st.decimals(-(10**9), 10**9, places=3), st.integers(0, 3))

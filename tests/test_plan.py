@@ -69,6 +69,9 @@ OTHER_SEEDS = {
     "expand/boundary": "expand/boundary.seeds.jsonl",
     "feedback/repair": "feedback/repair.plan.jsonl",
     "expand/paraphrase-labelled": "expand/paraphrase-labelled.plan.jsonl",
+    "feature/ifd": "feature/ifd.seeds.jsonl",
+    "feature/perplexity": "feature/perplexity.seeds.jsonl",
+    "feature/score": "feature/score.seeds.jsonl",
     "self/humpback": "self/humpback.seeds.jsonl",
 }
 
@@ -80,7 +83,7 @@ def test_every_recipe_plans_to_its_end(plan: Callable[..., dict[str, Any]], name
     given = (str(GOLDEN / seeds) if seeds else "general", "--limit", "12")
     made = plan(name, *(() if load_recipe(name).seed_free else given), "--ledger", "none.db")
     assert made["rows"] > 0 and {line["to_send"] > 0 for line in made["lines"]} == {True}
-    assert set(made["rejects"]) <= {"over_target", "over_keep", "same_path"}
+    assert set(made["rejects"]) <= {"over_target", "over_keep", "same_path", "nothing_to_score"}
     assert made["total"]["usd_at_most"] == 0  # the embedded teacher costs nothing
 
 
@@ -128,7 +131,8 @@ def test_at_most_is_the_sum_of_each_request(tmp_path: Path, plan: Callable[..., 
 def test_a_recipe_says_what_it_takes_makes_and_costs(name: str) -> None:
     head = "\n".join(line for line in builtins("configs")[name].read_text().splitlines() if line.startswith("# "))
     assert head.startswith("# Takes ") and " makes " in head.replace(", finds those", ", makes")
-    free = load_recipe(name).seed_free
-    priced = r"About \$\d+\.\d\d per 1,000 rows" + ("" if free else " with gpt-6-luna")
+    recipe = load_recipe(name)
+    free, own = recipe.seed_free, any(stage.forced for stage in recipe.stages)  # no model of OpenAI's scores a text
+    priced = r"About \$\d+\.\d\d per 1,000 rows" + ("" if free or own else " with gpt-6-luna")
     assert re.search(priced, head) and f"kdgen plan {name}{'' if free else ' SEEDS'}" in head
     assert load_recipe(name).paper

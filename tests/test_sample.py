@@ -97,7 +97,7 @@ GRADES = [
 def teachers(kdgen: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     """`kdgen label --method two-teacher`, one script each; the manifest, the rows, the rejects."""
     for name, rules in (
-        ("a", [MERGE, *GRADES, {"reply": "A says {digest}"}]),
+        ("a", [{"regex": "(?s)one answer of several.*Say lost"}, MERGE, *GRADES, {"reply": "A says {digest}"}]),
         ("b", [{"contains": "hush", "refusal": "No."}, {"reply": "B says {digest}"}]),
     ):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in rules))
@@ -148,6 +148,8 @@ def test_one_answer_made_of_both(teachers: Callable[..., Any], tmp_path: Path) -
     assert again["requests"]["sent"] == 0 and published(tmp_path / "out", card=True) == files
     more, _, _ = teachers([{"id": "s", "instruction": "Say this."}, TWO[1]], *sets)
     assert more["requests"]["sent"] == 3
+    _, _, (lost,) = teachers([TWO[0], {"id": "m", "instruction": "Say lost."}], *sets)
+    assert (lost["reason"], len(lost["calls"])) == ("empty_answer", 3), "both draws, and the merge that said nothing"
 
 
 @pytest.mark.parametrize(

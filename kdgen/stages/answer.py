@@ -38,7 +38,7 @@ class Answer(Stage):
         reply = await ask(self.prompt, history=job.history, gold=job.output, **task_variables(job))
         thinking, text = split_thinking(reply.text)
         if not text:
-            return [job.rejected(self.name, "empty_answer", f"finish: {reply.finish}")]
+            raise Rejected("empty_answer", f"finish: {reply.finish}")
         meta: dict[str, JsonValue] = {"gold": job.output} if job.output else {}
         reasoning = reply.reasoning or thinking
         content = {**asked_of(job), "output": text, "reasoning": reasoning, "finish": reply.finish}

@@ -41,6 +41,7 @@ class Ask(Protocol):
         partial: bool = False,
         check: Callable[[Reply], str | None] | None = None,
         open: bool = False,
+        score: int | None = None,
         **variables: Any,
     ) -> Reply:
         """The reply of role `to` (the stage's own where None) to the rendered prompt.
@@ -48,6 +49,8 @@ class Ask(Protocol):
         `nth` tells repeated draws apart, `schema` constrains the reply to a model's JSON schema and validates it,
         `check` says what else is wrong with a reply, and `partial` that one cut at max_tokens is still of use. With `open`
         the teacher is not to answer but to write the user's turn; the prompt is a system message then, or nothing.
+        With `score` nothing is written: the prompt's last message, the assistant's, is scored, and `reply.told` has its
+        tokens and the likeliest `score` at each. Raises Rejected where the tokens do not spell the message.
         A reply that does not validate is asked for again, with what is wrong shown, as often as the teacher's
         `repairs` says. Raises Rejected where it is cut, refused, filtered or invalid in the end, or does not say that
         it is whole: such a reply is never passed off as a whole answer. So it does, before anything is sent, where the
@@ -121,6 +124,7 @@ class Stage(Frozen):
     seedless: ClassVar[bool] = False  # it takes nothing, so it is the first, and the recipe has no seeds
     cut_is_fine: ClassVar[bool] = False
     executes: ClassVar[bool] = False
+    features: ClassVar[bool] = False  # it keeps what a teacher tells beside words, so replies tell what made them
 
     @classmethod
     def kind_of(cls, value: Any) -> type[Stage] | None:
@@ -161,6 +165,11 @@ class Stage(Frozen):
     @property
     def opens(self) -> set[str]:
         """The teachers that it has write a user's turn."""
+        return set()
+
+    @property
+    def forced(self) -> set[str]:
+        """The teachers that it has score a text that they are given."""
         return set()
 
     @property

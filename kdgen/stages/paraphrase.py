@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from kdgen.errors import Rejected
-from kdgen.parse import same_answer, terms
+from kdgen.parse import same_answer, same_label, terms
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
@@ -126,7 +126,7 @@ class Paraphrase(Stage):
                 told = await ask(self.verify, to=self.judge, schema=Label, **asked)
                 calls.append(told.key)
                 taken = Label.model_validate_json(told.text).label
-                if terms(taken) != terms(job.output) and not same_answer(taken, job.output):
+                if not same_label(taken, job.output) and not same_answer(taken, job.output):
                     return ("label_not_confirmed", f"{taken[:100]} is not {job.output[:100]}"), calls
             if self.compare:
                 asked = {"first": job.task, "second": made.task, "output": job.output}

@@ -169,14 +169,15 @@ class Sample(Stage):
         lost = job.model_copy(update={"calls": (*job.calls, *calls)})
         if self.merge is None or len(drawn) < 2:
             return lost.rejected(self.name, "nothing_to_merge", f"{len(drawn)} of {self.n} draws came")
-        answers = [f"{each.reasoning}\n\n{each.output}".strip() for each in drawn]
+        answers, before = [f"{each.reasoning}\n\n{each.output}".strip() for each in drawn], len(ask.calls)
         try:
             reply = await ask(self.merge, to=self.judge, history=job.history, answers=answers, **task_variables(job))
+            thinking, text = split_thinking(reply.text)
+            if not text:
+                raise Rejected("empty_answer", f"finish: {reply.finish}")
         except Rejected as fate:
+            lost = lost.model_copy(update={"calls": (*lost.calls, *ask.calls[before:])})
             return lost.rejected(self.name, fate.reason, fate.detail)
-        thinking, text = split_thinking(reply.text)
-        if not text:
-            return lost.rejected(self.name, "empty_answer", f"finish: {reply.finish}")
         content = {"output": text, "reasoning": reply.reasoning or thinking, "finish": reply.finish, **asked_of(job)}
         merged: list[JsonValue] = [each.reply.teacher for each in drawn]
         meta: dict[str, JsonValue] = {"merged": merged, **({"gold": job.output} if job.output else {})}

@@ -169,7 +169,7 @@ class SelfInstruct(PoolStage):
         )
         items = self._items(reply, job)
         if not items:
-            return [job.rejected(self.name, "no_list", reply.text[:200])]
+            raise Rejected("no_list", reply.text[:200])
         return [self._row(job, reply, place, item, len(items)) for place, item in enumerate(items)]
 
     def _items(self, reply: Reply, job: Record) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from kdgen.errors import Rejected
-from kdgen.parse import alone, bare, split_thinking, terms, units
+from kdgen.parse import alone, bare, same_label, split_thinking, terms, units
 from kdgen.prompts import Prompt, PromptFile
 from kdgen.record import Record, Row
 from kdgen.stages.answer import TASK, task_variables
@@ -187,7 +187,7 @@ class Write(Stage):
                 self.verify, to=self.judge, nth=number, schema=Label, instruction=content["instruction"], input=text
             )
             taken = Label.model_validate_json(judged.text).label
-            if terms(taken) != terms(job.output):
+            if not same_label(taken, job.output):
                 lost = job.model_copy(update={"input": text, "calls": (*job.calls, *ask.calls)})
                 return [lost.rejected(self.name, "label_not_confirmed", f"{taken[:100]} is not {job.output[:100]}")]
             replies.insert(0, judged)

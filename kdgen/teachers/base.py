@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from pydantic import Field
 
 from kdgen.errors import UserError
-from kdgen.teachers.calls import Call, Fault, FaultKind, Finish, Params, Raw, Reply, Request, Usage, dumped
+from kdgen.features import Facts
+from kdgen.teachers.calls import Call, Fault, FaultKind, Finish, Params, Raw, Reply, Request, Told, Usage, dumped
 from kdgen.teachers.chat import chat_body, read_chat, read_completion
 from kdgen.teachers.heed import unheeded
+from kdgen.teachers.told import read_told
 from kdgen.teachers.turns import COMPLETIONS, NAMES
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Sought",
     "Status",
     "TeacherSpec",
+    "Told",
     "Usage",
     "Wire",
     "chat_body",
@@ -38,6 +41,9 @@ Lack = Literal[
     "temperature", "top_p", "max_tokens", "seed", "stop", "presence_penalty", "frequency_penalty", "logprobs", "effort",
     "schema",
 ]  # fmt: skip
+
+
+SCORERS = "a teacher that can: local, vllm:MODEL, transformers:MODEL"
 
 
 class Wire(Protocol):
@@ -196,6 +202,36 @@ class TeacherSpec(Params):
         """Why this teacher cannot write a user's turn, with the way out; None where it can."""
         ways = "local, vllm:MODEL, or a server of raw completions: openai:MODEL@BASE_URL with template: " + NAMES
         return "it answers messages, and takes no conversation that is open for the user's words", ways
+
+    def deaf(self) -> tuple[str, str] | None:
+        """Why this teacher cannot score a text that it is given, with the way out; None where it can."""
+        return "it tells logprobs of what it writes, and of nothing that it is given", SCORERS
+
+    def scoring(self, call: Call) -> list[Request]:
+        """The requests that score a call's last message; `told` reads their replies."""
+        return [self.request(call)]
+
+    def told(self, replies: Sequence[Reply], said: str) -> Told:
+        """The tokens of a last message `said` that was scored. Raises Rejected where they cannot be told."""
+        return read_told(replies[0].body)
+
+    def facts(self, params: Params, reply: Reply) -> Facts:
+        """What is known of how a reply's logprobs were made. A scored text was not sampled, and has no temperature."""
+        known = reply.body.get("facts")
+        wrote = reply.told is None
+        return Facts(
+            self.label,
+            model=reply.model or None,
+            temperature=params.temperature if wrote else None,
+            top_p=params.top_p if wrote else None,
+            source="generated" if wrote else "scored",
+            mode=self.logprobs_mode(),
+            **(known if isinstance(known, dict) else {}),
+        )
+
+    def logprobs_mode(self) -> str | None:
+        """Whether logprobs are the model's own (raw_logprobs) or what is sampled from; None where it is not known."""
+        return None
 
     def ignored(self, params: Params, reply: Reply) -> list[str]:
         """The parameters that a reply shows to have been ignored."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 from pydantic import Field
 
+from kdgen.features import Facts
 from kdgen.record import Frozen
 
 Finish = Literal["stop", "length", "refusal", "filter", "tool", "unknown"]
@@ -49,6 +50,10 @@ class Call:
     schema: dict[str, Any] | None = None
     nth: int = 0
     open: bool = False  # the user's turn is next, and the model is to write it
+    score: int | None = (
+        None  # nothing is to be written: the last message is scored, its tokens and the likeliest `score`
+    )
+    tokens: bool = False  # the reply is to tell token ids, those of the prompt too
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +108,27 @@ class Usage(NamedTuple):
     reasoning: int = 0
 
 
+class Told(NamedTuple):
+    """n tokens with their logprobs, and of each place the likeliest (id, logprob), the likeliest first.
+
+    Place j is p(· | prompt_ids, ids[:j]). `pieces` are the tokens' bytes, where they are known, `ids` and those of `top`
+    where the teacher tells them: one that does not has `words` in the place of `top`, the tokens' bytes.
+    """
+
+    prompt_ids: Sequence[int]
+    ids: Sequence[int]
+    logprobs: Sequence[float]
+    top: Sequence[Sequence[tuple[int, float]]]
+    pieces: Sequence[bytes] | None = None
+    words: Sequence[Sequence[tuple[bytes, float]]] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A raw reply, read. `body` is the parsed JSON of the wire, `key` its place in the ledger."""
+    """A raw reply, read. `body` is the parsed JSON of the wire, `key` its place in the ledger.
+
+    `told` are the tokens of a text that was scored, and `facts` what told them, where the stage keeps features.
+    """
 
     key: str
     text: str
@@ -116,6 +139,8 @@ class Reply:
     model: str = ""
     teacher: str = ""
     detail: str = ""
+    told: Told | None = None
+    facts: Facts | None = None
 
 
 class Fault(Exception):

@@ -138,7 +138,7 @@ class EngineWire:
         body: dict[str, Any] = orjson.loads(request.body)
         identity, final = body.pop("model"), None
         try:
-            prompt = await self._prompt(engine, body)
+            prompt, tokens = await self._prompt(engine, body), "return_token_ids" in body
             sampling = self._sampling(body, engine.model_config.max_model_len, len(prompt["prompt_token_ids"]))
             name = f"{request.key}-{next(self._names)}"
             lora = self._lora()
@@ -151,7 +151,7 @@ class EngineWire:
             raise self._fault(engine, error) from error
         if final is None:
             raise Fault("transient", "the engine ended without an answer")
-        return Raw(orjson.dumps(assembled(identity, final, sampling.logprobs)), {})
+        return Raw(orjson.dumps(assembled(identity, final, sampling.logprobs, tokens)), {})
 
     async def _prompt(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
         """The conversation as token ids, by the chat template of the model; as vLLM's server does it."""
@@ -239,7 +239,7 @@ def _import() -> Any:
         ) from None
 
 
-def assembled(identity: str, output: Any, top: int | None) -> dict[str, Any]:
+def assembled(identity: str, output: Any, top: int | None, tokens: bool = False) -> dict[str, Any]:
     """The chat completion that `output` is, without times, random ids or cache counts: a repeat is the same bytes."""
     made = output.outputs[0]
     if made.finish_reason in (None, "abort", "error"):
@@ -256,7 +256,7 @@ def assembled(identity: str, output: Any, top: int | None) -> dict[str, Any]:
         choice["logprobs"] = {"content": [_entry(token, found, top) for token, found in pairs]}
     if output.prompt_logprobs is not None:
         body["prompt_logprobs"] = [found and dict(_ranked(found)) for found in output.prompt_logprobs]
-    if made.logprobs is not None or output.prompt_logprobs is not None:
+    if tokens or made.logprobs is not None or output.prompt_logprobs is not None:
         choice["token_ids"], body["prompt_token_ids"] = answer, prompt
     counts = {"prompt_tokens": len(prompt), "completion_tokens": len(answer), "total_tokens": len(prompt) + len(answer)}
     return {**body, "usage": counts}

@@ -12,12 +12,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from functools import cached_property
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import orjson
 from pydantic import Field
@@ -25,7 +22,8 @@ from pydantic import Field
 from kdgen.errors import EndpointError, UserError
 from kdgen.teachers import models
 from kdgen.teachers.base import Call, Fault, Raw, Request, TeacherSpec, Wire, chat_body
-from kdgen.teachers.turns import MARK, before_mark, completion
+from kdgen.teachers.llama import Runtime
+from kdgen.teachers.turns import completion
 
 # Prompt tokens per step. A request can only be stopped between steps, and larger ones are no faster on a CPU.
 STEP = 128
@@ -85,6 +83,10 @@ class Local(TeacherSpec):
         body["cache_prompt"] = False
         if call.open:
             body["open"] = "user"
+        if call.score is not None:
+            body["score"] = call.score
+        elif call.tokens:
+            body["return_token_ids"] = True
         if body.get("top_logprobs") == 0:
             body["top_logprobs"] = 1  # llama.cpp reads 0 as: no logprobs at all
         return body
@@ -92,6 +94,14 @@ class Local(TeacherSpec):
     def shut(self) -> tuple[str, str] | None:
         """None: the model's chat template is in its file."""
         return None
+
+    def deaf(self) -> tuple[str, str] | None:
+        """None: each token of the text is forced in its turn."""
+        return None
+
+    def logprobs_mode(self) -> str | None:
+        """The model's own: those before any sampling."""
+        return "raw_logprobs"
 
     def connect(self) -> Wire:
         """Make sure that the model's file is here; the model itself is loaded at the first request."""
@@ -201,6 +211,7 @@ class LocalWire:
             # Flash attention divides a long context among the threads, so their number would change the rounding.
             params.flash_attn_type = runtime.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.fit_params = False
+            params.prefill_assistant = False  # an answer that is there is a turn that has ended
             params.cache_ram_mib = params.n_ctx_checkpoints = 0
             params.cache_idle_slots = False
             # The runtime also listens on a loopback port, and nobody is to come in there.
@@ -220,12 +231,14 @@ class LocalWire:
         deadline = time.monotonic() + self.timeout
         ended = ""
 
+        def stopped() -> str:
+            if time.monotonic() > deadline:
+                return f"no answer within {self.timeout:g} s"
+            return "the request was cancelled" if stop.is_set() or self._closed.is_set() else ""
+
         def take(chunk: dict[str, Any]) -> bool:
             nonlocal ended
-            if time.monotonic() > deadline:
-                ended = f"no answer within {self.timeout:g} s"
-            elif stop.is_set() or self._closed.is_set():
-                ended = "the request was cancelled"
+            ended = stopped()
             chunks.append(chunk)
             return bool(ended)
 
@@ -233,8 +246,16 @@ class LocalWire:
         stream = {"stream": True, "return_progress": True, "stream_options": {"include_usage": True}}
         try:
             body = orjson.loads(request.body)
+            if "score" in body:
+                return Raw(
+                    orjson.dumps(Runtime(server, self._key, self.timeout).score(self.identity, body, stopped)), {}
+                )
+            if told := body.pop("return_token_ids", False):
+                told = Runtime(server, self._key, self.timeout).told(body["messages"])
             if "open" in body:
-                server.handle_completions(completion(body, self._opened(server, body["messages"])) | stream, take)
+                server.handle_completions(
+                    completion(body, Runtime(server, self._key, self.timeout).opened(body["messages"])) | stream, take
+                )
             else:
                 server.handle_chat_completions(body | stream, take)
         except ValueError as error:
@@ -245,22 +266,7 @@ class LocalWire:
             if wrong := chunk.get("error"):
                 status = int(wrong.get("code") or 500)
                 raise Fault("never" if status < 500 else "transient", str(wrong.get("message")), status=status)
-        return Raw(orjson.dumps(_assemble(self.identity, chunks)), {})
-
-    def _opened(self, server: Any, messages: list[dict[str, str]]) -> str:
-        """The text before a user's turn, by the model's own template; only the runtime's port fills that in."""
-        place = urlsplit(server.listening_address)
-        body = orjson.dumps({"messages": [*messages, {"role": "user", "content": MARK}]})
-        headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
-        with closing(HTTPConnection(place.hostname or "", place.port, timeout=self.timeout)) as port:
-            try:
-                port.request("POST", "/apply-template", body, headers)
-                reply = orjson.loads(port.getresponse().read())
-            except (OSError, HTTPException, orjson.JSONDecodeError) as error:
-                raise Fault("transient", f"the runtime fills in no template: {error}") from None
-        if (prefix := before_mark(str(reply.get("prompt", "")))) is None:
-            raise Fault("never", "the model's chat template has no place for a user's words", status=400)
-        return prefix
+        return Raw(orjson.dumps({**_assemble(self.identity, chunks), **(told or {})}), {})
 
 
 def _assemble(identity: str, chunks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from kdgen.errors import UserError
 from kdgen.record import Frozen
+from kdgen.teachers import invented
 from kdgen.teachers.base import Call, Fault, Params, Raw, Reply, Request, TeacherSpec, Wire, chat_body
 
 
@@ -23,6 +24,7 @@ class Rule(Frozen):
     A rule without a condition answers everything. `contains` and `regex` look at the text of all messages; `nth` at the
     number of the draw; `open` at whether the user's turn is to be written. In `reply`, `{digest}` stands for 8 hex digits
     of the request, `{last}` for the last message, and `\\1` … for the groups of `regex`. `status` makes an HTTP error of it.
+    `told` are the tokens of a text that was to be scored (see `calls.Told`); what a rule does not tell of tokens is invented.
     """
 
     contains: str | None = None
@@ -35,6 +37,7 @@ class Rule(Frozen):
     finish: Literal["stop", "length", "content_filter"] = "stop"
     status: int = 200
     logprobs: list[Any] | None = None
+    told: dict[str, Any] | None = None
 
 
 class Scripted(TeacherSpec):
@@ -67,9 +70,18 @@ class Scripted(TeacherSpec):
 
     def body(self, call: Call) -> dict[str, Any]:
         """The chat-completions body, with the file's stem as the model."""
-        return {**chat_body(self.stem, call), **({"open": "user"} if call.open else {})}
+        body = {**chat_body(self.stem, call), **({"open": "user"} if call.open else {})}
+        if call.score is not None:
+            body["score"] = call.score
+        elif call.tokens and call.params.logprobs is not None:
+            body["return_token_ids"] = True
+        return body
 
     def shut(self) -> tuple[str, str] | None:
+        """None: a rule can be anything."""
+        return None
+
+    def deaf(self) -> tuple[str, str] | None:
         """None: a rule can be anything."""
         return None
 
@@ -160,8 +172,16 @@ class ScriptedWire:
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": rule.finish}
         if rule.logprobs is not None:
             choice["logprobs"] = {"content": rule.logprobs}
+        more: dict[str, Any] = {}
+        if "score" in body:
+            made = invented.scored(body["messages"], body["score"])
+            pieces = [list(piece) for piece in made.pieces or ()]
+            more["told"] = {**made._asdict(), "pieces": pieces} if rule.told is None else rule.told
+        elif "return_token_ids" in body:
+            choice.setdefault("logprobs", {"content": invented.content(reply, body["top_logprobs"])})
+            more["prompt_token_ids"] = invented.ids(text)
         usage = {"prompt_tokens": len(text.split()), "completion_tokens": len(reply.split())}
-        return {"model": body["model"], "choices": [choice], "usage": usage}
+        return {"model": body["model"], "choices": [choice], "usage": usage, **more}
 
     async def close(self) -> None:
         """Nothing to release."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from kdgen.teachers.base import (
     Reply,
     Request,
     TeacherSpec,
+    Told,
     Wire,
     chat_body,
 )
@@ -37,6 +38,7 @@ from kdgen.teachers.http import HttpWire
 from kdgen.teachers.keys import EnvName, check_key, key_needs, key_of
 from kdgen.teachers.least_loaded import LeastLoaded
 from kdgen.teachers.models import file_digest
+from kdgen.teachers.told import prompt_told
 from kdgen.teachers.turns import completion_request, shut_server, wrong_template
 from kdgen.teachers.urls import wrong_url
 
@@ -212,11 +214,14 @@ class Vllm(TeacherSpec):
                 body["structured_outputs"] = structured
         if self.urls and self.lora:
             body["model"] = self.lora
-        if call.params.logprobs is not None:
+        if call.score is not None:
+            body |= {"prompt_logprobs": call.score, "max_tokens": 1, "add_generation_prompt": False}
+        elif call.params.logprobs is not None:
             body["return_tokens_as_token_ids"] = True
-        if self.prompt_logprobs is not None:
+        if self.prompt_logprobs is not None and call.score is None and not call.tokens:
             body["prompt_logprobs"] = self.prompt_logprobs
-        if call.params.logprobs is not None or self.prompt_logprobs is not None:
+        asked = (call.params.logprobs, self.prompt_logprobs, call.score)
+        if call.tokens or any(each is not None for each in asked):
             body["return_token_ids"] = True
         if not self.urls:
             body |= {"open": "user"} if call.open else {}
@@ -224,6 +229,25 @@ class Vllm(TeacherSpec):
             if self.lora:
                 body["lora"] = self._adapter
         return body
+
+    def deaf(self) -> tuple[str, str] | None:
+        """One that classifies, or answers files, is asked for no logprobs of a prompt."""
+        if self.scores or self.mode == "batch":
+            return "it is not asked for the logprobs of a prompt so", "api: chat, mode: online"
+        return None
+
+    def scoring(self, call: Call) -> list[Request]:
+        """The whole conversation, and the part before the text that is scored: where it ends no reply says."""
+        before = replace(call, messages=call.messages[:-1], score=None, tokens=True)
+        return [self.request(call), self.request(before)]
+
+    def told(self, replies: Sequence[Reply], said: str) -> Told:
+        """See `TeacherSpec.told`."""
+        return prompt_told(replies[0].body, replies[1].body)
+
+    def logprobs_mode(self) -> str | None:
+        """What the engine in this process is set to; a server does not say."""
+        return None if self.urls else str(self.engine.get("logprobs_mode", "raw_logprobs"))
 
     @cached_property
     def _adapter(self) -> str:
