@@ -191,6 +191,7 @@ def test_records_that_the_run_did_not_write_are_refused(kdgen: Run, tmp_path: Pa
         (("--to", "messages", "-o", "x.jsonl", "--as", "hf"), "makes a folder"),
         (("--to", "beir", "--as", "parquet"), "folder of several files"),
         (("--to", "messages", "-o", "-", "--json"), "both want stdout"),
+        (("--to", "messages", "--name", "../x"), "is no name"),
         (("--to", "messages", "-o", "d"), "holds other files"),
         (("--to", "evaluator"), "rubric is missing"),
         (("--to", "evaluator", "--set", "rubric=accuracy", "--set", "aspect=colour"), "none of the rubric's: accuracy"),
@@ -213,6 +214,8 @@ def test_a_folder_that_is_no_dataset_says_what_is(kdgen: Run, tmp_path: Path) ->
     dataset(tmp_path / "loop/M1", answers(1))
     said = kdgen("export", "loop", "--to", "messages")
     assert said.code == 2 and "it holds datasets: loop/M1" in said.err
+    (tmp_path / "loop/M1/manifest.json").write_text('{"counts": {}}')
+    assert "no dataset that kdgen made" in kdgen("export", "loop/M1", "--to", "messages").err
     assert "name a dataset" in kdgen("export", "--to", "messages").err
 
 

@@ -88,7 +88,7 @@ def test_an_export_runs(kdgen: Callable[..., Any], tmp_path: Path, line: str) ->
         for n in range(10_100 if "--subsets" in line else 40)
     ]  # fmt: skip
     for place in re.findall(r"out/\w+", line):
-        dataset(tmp_path / place, pairs, name=place)
+        dataset(tmp_path / place, pairs, name=Path(place).name)
     said = kdgen(*shlex.split(line, comments=True)[1:])
     assert said.code == 0, said.err
 

@@ -20,6 +20,7 @@ from kdgen.store import RECORDS
 
 BLOCK = 1 << 20
 FIELDS = BLANK.keys()
+SAID = {"kdgen", "name", "about", "counts", "hashes", "teachers", "terms", "use", "student"}
 NESTED: dict[str, type[Message] | type[Candidate]] = {"history": Message, "candidates": Candidate}
 put = object.__setattr__
 KEYS = {kind: frozenset(kind.model_fields) for kind in NESTED.values()}
@@ -41,8 +42,8 @@ class Dataset:
         version = (folder / ".current").resolve() if (folder / ".current").exists() else folder
         try:
             manifest = orjson.loads((version / "manifest.json").read_bytes())
-            whole = (version / RECORDS).is_file() and isinstance(manifest["counts"]["rows"], int)
-        except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+            whole = (version / RECORDS).is_file() and manifest.keys() >= SAID
+        except (OSError, orjson.JSONDecodeError, AttributeError):
             whole = False
         if not whole:
             raise UserError("no dataset that kdgen made", where=name, hint=_instead(folder))

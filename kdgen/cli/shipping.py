@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from kdgen.resources import did_you_mean
 from kdgen.store import dumps
 from kdgen.yamls import Source, explain, parse_value
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 CONTAINERS = get_args(Container)
 FOLDERS = ("beir", "llamafactory")  # more than rows
 
@@ -72,6 +74,8 @@ def ship(
             "the datasets' features differ in name, k or vocabulary", where="--mix", hint="--set feature=…, k=…"
         )
     called = name or default_name(parts)
+    if not NAME.fullmatch(called):
+        raise UserError(f"{called!r} is no name", where="--name", hint="letters, digits, '.', '_' and '-'")
     target = Path(out or f"out/{called}.{form.format}")
     single = out == "-" or target.suffix in (".jsonl", ".parquet")
     _check(form, cut, container, out, single, as_json)
