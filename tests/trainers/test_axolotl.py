@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from axolotl.integrations.kd import chat_template as kd
@@ -13,6 +14,10 @@ from axolotl.integrations.kd.collator import DataCollatorForKD
 from axolotl.integrations.kd.kernels.liger import LigerFusedLinearKLTopKLogprobLoss
 from axolotl.prompt_strategies import chat_template, stepwise_supervised
 from axolotl.utils.dict import DictDefault
+
+from kdgen.export import EXPORTS
+from kdgen.features import Facts, TopK
+from kdgen.record import Message, Record
 
 CFG = {"sequence_len": 1024, "train_on_inputs": False, "chat_template": "tokenizer_default", "kd_temperature": 1.0}
 
@@ -38,24 +43,27 @@ def test_steps(rows: Any, tokenizer: Any) -> None:
         assert [label for label in said["labels"] if label >= 0] == [int(label) for label in row["labels"]]
 
 
-def stored(teacher: Any, tokenizer: Any, messages: Any, k: int, shift: int = 0) -> dict[str, Any]:
-    """What a teacher tells of the answer, as Axolotl takes it; `shift` moves it by tokens, which is wrong but for 0."""
+def stored(
+    teacher: Any, tokenizer: Any, messages: Any, k: int, form: str = "axolotl", shift: int = 0
+) -> dict[str, Any]:
+    """The row that kdgen writes of what a teacher tells of the answer; `shift` moves that by tokens, which is wrong but for 0."""
     whole = tokenizer.apply_chat_template(messages, return_dict=False)
     start = len(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False))
     with torch.no_grad():
         told = teacher(torch.tensor([whole])).logits[0].log_softmax(-1)
-    # Rows end with the text. Row j is read at the place of token j and is of token j + 1, so the last one is of none.
-    places = torch.arange(start - 1, len(whole)) + shift
-    found = told[places.clamp(max=len(whole) - 1)].topk(k)
-    return {"messages": messages, "logprobs": found.values.tolist(), "target_token_ids": found.indices.tolist()}
-
-
-def legacy(row: dict[str, Any]) -> dict[str, Any]:
-    told = [
-        [{"token": f"token_id:{token}", "logprob": value} for token, value in zip(ids, values, strict=True)]
-        for ids, values in zip(row["target_token_ids"], row["logprobs"], strict=True)
-    ]
-    return {"messages": row["messages"], "logprobs": told}
+    found = told[(torch.arange(start - 1, len(whole) - 1) + shift)].topk(k)
+    own, ids = told[torch.arange(start - 1, len(whole) - 1), whole[start:]], np.array(whole, np.int32)
+    tail = np.log1p(-found.values.exp().sum(-1).numpy())
+    top_ids, top = found.indices.numpy().astype(np.int32), found.values.numpy()
+    feature = TopK(ids[:start], ids[start:], own.numpy(), top_ids, top, tail, Facts("local:tiny", k=k))
+    *before, answer = [Message(**turn) for turn in messages]
+    system = before.pop(0).content if before[0].role == "system" else ""
+    record = Record(
+        id="r", system=system, history=tuple(before[:-1]), instruction=before[-1].content, output=answer.content
+    )
+    row = EXPORTS[form](feature="top", k=k).row(record.featured({"top": feature}))
+    assert row is not None
+    return row
 
 
 Loss = Callable[..., Any]
@@ -79,14 +87,14 @@ def distil(tokenizer: Any) -> Loss:
     return loss
 
 
-@pytest.mark.parametrize("form", ["load", "load_legacy"])
-def test_stored_logits_are_read_at_their_place(form: str, rows: Any, tiny: Any, tokenizer: Any, distil: Loss) -> None:
+@pytest.mark.parametrize(("form", "load"), [("axolotl", kd.load), ("axolotl-legacy", kd.load_legacy)])
+def test_stored_logits_are_read_at_their_place(
+    form: str, load: Any, rows: Any, tiny: Any, tokenizer: Any, distil: Loss
+) -> None:
     """A teacher distilled into itself has nothing to learn. One token off, it has."""
-    teacher, load = tiny(initializer_range=0.5).eval(), getattr(kd, form)
-    wrap = legacy if form == "load_legacy" else dict
-    told = {}
+    teacher, told = tiny(initializer_range=0.5).eval(), {}
     for shift in (-1, 0, 1):
-        read = [wrap(stored(teacher, tokenizer, row["messages"], 64, shift)) for row in rows("label/baize")]
+        read = [stored(teacher, tokenizer, row["messages"], 64, form, shift) for row in rows("label/baize")]
         told[shift] = distil(teacher, read, load).item()
     assert abs(told[0]) < 1e-3 < 0.5 < min(told[-1], told[1]), told
 

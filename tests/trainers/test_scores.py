@@ -22,7 +22,6 @@ from gguf_f32 import unrounded
 from kdgen import features
 from kdgen.teachers import models
 
-pytest.importorskip("kdgen.stages.logprobs")
 pytestmark = pytest.mark.slow
 MODEL = "smollm2-135m"
 TEXTS = [
