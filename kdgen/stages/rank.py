@@ -63,7 +63,8 @@ class Rank(Judged):
     put in order by all aspects in one call, and `scores.places` is the share of the others that an answer is put before.
     With `times` it is done again in other orders while there are any, and the mean is taken, over judges too. A reply that
     leaves an answer out or names one twice is none: what it was asked for is unscored. An overall grade that is further
-    from the mean of the aspects than `within`, a part of the scale, is unscored. The score that ranks is the mean of the aspects, or the place.
+    from the mean of the aspects than `within`, a part of the scale, is unscored. The score that ranks is the mean of the
+    aspects, or the place.
     """
 
     stage: Literal["feedback"] = "feedback"
