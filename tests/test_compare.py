@@ -162,9 +162,9 @@ def test_soft_labels_are_averaged_over_both_orders(compared: Callable[..., Any],
     share = (1 / (1 + math.exp(1.8)) + 1 - 1 / (1 + math.exp(-0.2))) / 2
     assert row["candidates"][0]["score"] == round(share, 4)
     assert row["meta"]["compared"][0]["by"] == ["logprobs"]
-    # Without logprobs of both, the vote counts; a reply without a number is none.
+    # Without logprobs of both, the vote counts; a reply that names both is none.
     votes = [{"regex": "(?s)single number.*Answer 1:\ngamma", "reply": "2", "logprobs": [{"token": "2", "logprob": -1}]},
-             {"contains": "beta", "reply": "Both", "logprobs": [{"token": "Both", "logprob": -1}]},
+             {"contains": "beta", "reply": "1 is better than 2", "logprobs": [{"token": "2", "logprob": -1}]},
              {"contains": "single number", "reply": "Answer 1.", "logprobs": [{"token": "1", "logprob": -1}]}]  # fmt: skip
     compared([*votes, *ANSWERS], soft)
     (row,) = lines(tmp_path / "out/records.jsonl")

@@ -287,6 +287,28 @@ def test_rows_that_teach_a_judge(judged: Callable[..., Any], tmp_path: Path) -> 
             )
 
 
+@pytest.mark.parametrize(("second", "count"), [(2, 2), (4, 0)])
+def test_a_listing_teaches_a_judge_what_it_gave_its_reason_for(
+    judged: Callable[..., Any], tmp_path: Path, second: int, count: int
+) -> None:
+    def ratings(score: int) -> str:
+        return json.dumps({"ratings": [{"answer": place, "reason": "so", "score": score} for place in (1, 2)]})
+
+    first = {"stage": "feedback", "method": "candidates", "prompt": "label/brief", "n": 2}
+    rules = [
+        {"regex": r"(?s)Answer 1:\s+alpha.*Answer 2", "reply": ratings(2)},
+        {"regex": r"(?s)Answer 1:\s+beta.*Answer 2", "reply": ratings(second)},
+        {"nth": 0, "reply": "alpha"},
+        {"reply": "beta"},
+    ]
+    stage = {"method": "rank", "prompt": "feedback/rank", "times": 2}
+    form = {"format": "evaluator", "rubric": "./rubric.yaml", "aspect": "clear"}
+    each = {"stage": "feedback", "method": "each"}
+    said = judged(rules, stage, [{"id": "s", "instruction": "task"}], first, after=[each], export=form)
+    assert said.code == (0 if count else 5), said.err
+    assert not count or len(lines(tmp_path / "out/data.jsonl")) == count
+
+
 @pytest.mark.parametrize("reason", ["budget_reached", "prompt_failed", "empty_prompt"])
 def test_what_was_never_asked_is_not_unscored(reason: str) -> None:
     async def asked(fate: str) -> Any:

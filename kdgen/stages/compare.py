@@ -23,7 +23,8 @@ from kdgen.teachers.base import Reply
 from kdgen.teachers.logprobs import options
 
 ONE, TWO = "1", "2"
-LAST = re.compile(r"\b([12])\W*\Z")
+LAST = re.compile(r"\b[12]\W*\Z")
+NUMBERED = re.compile(r"\b[12]\b")
 WORTH = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
@@ -195,8 +196,7 @@ class Compare(Judged):
         if not self.soft:
             decision = TieDecision.model_validate_json(reply.text)
             return WORTH[decision.better], False, decision.reason
-        found = LAST.search(reply.text)
-        vote = 1.0 if found and found.group(1) == ONE else 0.0
+        vote = 1.0 if _choice(reply.text) == ONE else 0.0
         logprobs = options(reply.body, (ONE, TWO))
         if not logprobs:
             return vote, False, ""
@@ -219,4 +219,10 @@ class Compare(Judged):
 
 
 def _chosen(reply: Reply) -> str | None:
-    return None if LAST.search(reply.text) else "it does not end with 1 or 2"
+    return None if _choice(reply.text) else "it does not end with 1 or 2 alone"
+
+
+def _choice(text: str) -> str:
+    """The 1 or 2 at the end; none where its line names both, as "1 is better than 2" does."""
+    said = NUMBERED.findall(text.strip().rpartition("\n")[2])
+    return said[0] if len({*said}) == 1 and LAST.search(text) else ""

@@ -33,9 +33,9 @@ class Unasked(Stage):
                 raise bad_stage(f"{field} has no effect: nobody is asked", f"{where}.{field}", "take it out")
 
 
-def shuffled(record: Record, draw: Draw, nth: int = 0) -> Record:
+def shuffled(record: Record, draw: Draw) -> Record:
     """The record with `meta.order`: the places of its candidates in an order drawn by their texts, stable under insertion."""
-    key = (draw.seed, draw.stage, nth, *record.seeds, record.task or record.text)
+    key = (draw.seed, draw.stage, 0, *record.seeds, record.task or record.text)
     found = range(len(record.candidates))
 
     def drawn(place: int) -> tuple[int, int]:

@@ -61,9 +61,10 @@ class Rank(Judged):
     The answers are shown in a drawn order, so that no model has a place of its own. `form: scores` has each of them graded,
     one call for each aspect of the `rubric` and its overall grade (UltraFeedback, arXiv 2310.01377); `form: order` has them
     put in order by all aspects in one call, and `scores.places` is the share of the others that an answer is put before.
-    With `times` it is done again in other orders, and the mean is taken, over judges too. A reply that leaves an answer out or
-    names one twice is none: what it was asked for is unscored. An overall grade that is further from the mean of the aspects
-    than `within`, a part of the scale, is unscored. The score that ranks is the mean of the aspects, or the place.
+    With `times` it is done again in other orders while there are any, and the mean is taken, over judges too. A reply that
+    leaves an answer out or names one twice is none: what it was asked for is unscored. An overall grade that is further
+    from the mean of the aspects than `within`, a part of the scale, is unscored. The score that ranks is the mean of the
+    aspects, or the place.
     """
 
     stage: Literal["feedback"] = "feedback"
@@ -85,7 +86,10 @@ class Rank(Judged):
     def plan(self, pool: Sequence[Record], round: int, draw: Draw) -> Iterator[Record]:
         """Each record with the orders in which its candidates are shown."""
         for record in pool:
-            orders = [shuffled(record, draw, nth).meta["order"] for nth in range(self.times)]
+            order: Any = shuffled(record, draw).meta["order"]
+            # Each turn moves the first answer to the end, so that in as many turns as there are answers each stands everywhere.
+            turns = [nth % max(1, len(order)) for nth in range(self.times)]
+            orders = [[*order[turn:], *order[:turn]] for turn in turns]
             yield record.model_copy(update={"meta": {**record.meta, "orders": orders}})
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
@@ -96,7 +100,7 @@ class Rank(Judged):
             raise Rejected("too_few_candidates", f"{len(job.candidates)} came, a list takes 2")
         names = self.rubric.names if self.form == "scores" else (PLACES,)
         jobs = [(name, role, nth, ask.fork()) for name in names for role in self.jury for nth in range(self.times)]
-        found = await gathered([self._listed(job, name, role, orders[nth], own) for name, role, nth, own in jobs])
+        found = await gathered([self._listed(job, name, role, nth, orders[nth], own) for name, role, nth, own in jobs])
         ask.calls += [call for *_, own in jobs for call in own.calls]
         if fate := next((each for each in found if isinstance(each, Rejected)), None):
             raise fate
@@ -116,9 +120,15 @@ class Rank(Judged):
             for place, reason in enumerate(why if isinstance(why, list) else []):
                 reasons[place].setdefault(name, reason)
         self._agree(listed, names, len(job.candidates), ask)
-        made = [
-            self._scored(each, scores[place], reasons[place], ask.calls) for place, each in enumerate(job.candidates)
-        ]
+        made = []
+        for place, answer in enumerate(job.candidates):
+            notes: dict[str, JsonValue] = {"reasons": reasons[place]} if reasons[place] else {}
+            if self.form == "scores" and self.times * len(self.jury) > 1:
+                every = {
+                    name: [one for role in self.jury for one in self._of(listed, name, role, place)] for name in names
+                }
+                notes["grades"] = {name: [*given] for name, given in every.items()}
+            made.append(self._scored(answer, scores[place], notes, ask.calls))
         meta: dict[str, JsonValue] = {"judge": ", ".join(dict.fromkeys(teachers)), "orders": orders}
         if wrong:
             meta["unread"] = [*dict.fromkeys(str(each) for each in wrong)]
@@ -130,9 +140,8 @@ class Rank(Judged):
         return [each[0][place] if each[0] else None for key, who, each in listed if (key, who) == (name, role)]
 
     def _scored(
-        self, answer: Candidate, scores: dict[str, float | None], reasons: dict[str, JsonValue], calls: Sequence[str]
+        self, answer: Candidate, scores: dict[str, float | None], notes: dict[str, JsonValue], calls: Sequence[str]
     ) -> Candidate:
-        notes: dict[str, JsonValue] = {"reasons": reasons} if reasons else {}
         if self.form == "scores" and (wrong := self.rubric.astray(scores, self.within)):
             scores, notes["unscored"] = {**scores, OVERALL: None}, [wrong]
         aspects = [scores[each.name] for each in self.rubric.aspects] if self.form == "scores" else [scores[PLACES]]
@@ -141,7 +150,7 @@ class Rank(Judged):
         return with_notes(answer, notes, scores={**answer.scores, **scores}, score=score, calls=every)
 
     async def _listed(
-        self, job: Record, name: str, role: str, order: Sequence[int], ask: Ask
+        self, job: Record, name: str, role: str, nth: int, order: Sequence[int], ask: Ask
     ) -> tuple[list[float] | None, list[str] | str, str]:
         """(scores by place, reasons by place or why there are none, who judged)."""
         answers = [job.candidates[place].output for place in order]
@@ -155,7 +164,8 @@ class Rank(Judged):
         def whole(reply: Reply) -> str | None:
             return _whole(json.loads(reply.text), count, scale)
 
-        reply = await read(ask, ask(self.prompt, to=role, schema=schema, check=whole, **shown))
+        again = nth // len(answers)
+        reply = await read(ask, ask(self.prompt, to=role, nth=again, schema=schema, check=whole, **shown))
         if isinstance(reply, Rejected):
             ask.judged([Listing(role, None, count)])
             if scale:
