@@ -158,7 +158,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "output_dir": str(tmp_path / "trained"),
         "per_device_train_batch_size": 8,
         "max_steps": 5,
-        "learning_rate": 5e-3,
+        "learning_rate": 1e-3,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "report_to": [],

@@ -111,7 +111,7 @@ def test_grpo_with_our_verifiers(rows: Any, tiny: Any, tokenizer: Any, settings:
         for row in table
         for text in (f"It is \\boxed{{{row['answer']}}}.", "It is \\boxed{7}.")
     ]
-    taught = settings | {"max_steps": 40, "per_device_train_batch_size": len(said)}
+    taught = settings | {"max_steps": 40, "learning_rate": 5e-3, "per_device_train_batch_size": len(said)}
     first = trl.SFTConfig(**taught)
     falls(trl.SFTTrainer(student, first, train_dataset=Dataset.from_list(said), processing_class=tokenizer))
     batch = {"per_device_train_batch_size": 16 * len(table), "max_steps": 6, "learning_rate": 1e-3}
