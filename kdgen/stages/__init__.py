@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from kdgen.stages.align import Align, Fuse
 from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.base import Ask, PoolStage, Stage
@@ -81,6 +82,8 @@ AnyStage = Annotated[
     | Annotated[Perplexity, Tag("feature/perplexity")]
     | Annotated[HiddenStates, Tag("feature/hidden")]
     | Annotated[Embed, Tag("feature/embed")]
+    | Annotated[Align, Tag("feature/align")]
+    | Annotated[Fuse, Tag("feature/fuse")]
     | Annotated[Verify, Tag("feedback/verify")]
     | Annotated[Repair, Tag("feedback/repair")]
     | Annotated[Candidates, Tag("feedback/candidates")]
@@ -126,6 +129,8 @@ METHODS = (
     "feature/perplexity",
     "feature/hidden",
     "feature/embed",
+    "feature/align",
+    "feature/fuse",
     "feedback/verify",
     "feedback/repair",
     "feedback/candidates",
