@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from kdgen.cli import VERBS
 from kdgen.cli.inputs import scanned, seed_file
 from kdgen.cli.iterations import iterate
 from kdgen.cli.job import Job, pretty
