@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from kdgen import features
+from kdgen.config import load_recipe
+from kdgen.errors import UserError
 from kdgen.features import Facts, TopK
 from kdgen.stages.align import Align, Fuse
 
@@ -165,6 +167,24 @@ def test_a_file_that_is_no_tokenizer_is_said(
     for name in ("no.json", "nowhere.json"):
         said = align(kdgen, tmp_path, source(both[0]), {"tokenizer": name})
         assert said["code"] == 2 and "no tokenizer.json" in said["err"] and name in said["err"]
+
+
+def test_a_tokenizer_is_found_beside_its_recipe_and_known_by_its_content(
+    kdgen: Callable[..., Any], tmp_path: Path, both: tuple[Path, Path]
+) -> None:
+    stage = {"stage": "feature", "method": "align", "of": "logprobs", "tokenizer": "student.json"}
+    recipe = {"name": "r", "teachers": {}, "stages": [stage]}
+    (tmp_path / "deep").mkdir()
+    for name in ("student.json", "teacher.json"):
+        (tmp_path / "deep" / name).write_bytes((tmp_path / name).read_bytes())
+    (tmp_path / "student.json").unlink()
+    (tmp_path / "deep/r.yaml").write_text(json.dumps(recipe))
+    made = load_recipe(str(tmp_path / "deep/r.yaml")).digest
+    (tmp_path / "deep/student.json").write_bytes((tmp_path / "teacher.json").read_bytes())
+    assert load_recipe(str(tmp_path / "deep/r.yaml")).digest != made
+    (tmp_path / "deep/r.yaml").write_text(json.dumps(recipe).replace('"student.json"', "7"))
+    with pytest.raises(UserError, match=r"stages\.0\.tokenizer"):
+        load_recipe(str(tmp_path / "deep/r.yaml"))
 
 
 ALIGN = {

@@ -11,11 +11,15 @@ import importlib
 import importlib.util
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainSerializer, PlainValidator, ValidationInfo
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from kdgen.errors import UserError
 from kdgen.features import TextTopK, TopK
@@ -28,16 +32,16 @@ Row = list[tuple[bytes, float]]
 class Tokenizer:
     """A tokenizer.json: its tokens as bytes, and texts as its tokens."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str, content: bytes) -> None:
         if importlib.util.find_spec("tokenizers") is None:
-            raise UserError("tokenizers is not installed", where=str(path), hint=INSTALL)
+            raise UserError("tokenizers is not installed", where=path, hint=INSTALL)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = content.decode()
             self._inner: Any = importlib.import_module("tokenizers").Tokenizer.from_str(text)
             self._told = json.loads(text)
         except Exception as error:  # the library raises Exception itself
-            raise UserError(f"it is no tokenizer.json: {error}"[:300], where=str(path)) from None
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            raise UserError(f"it is no tokenizer.json: {error}"[:300], where=path) from None
+        self.sha256 = hashlib.sha256(content).hexdigest()
         self._mined: dict[bytes, int] = {}
 
     @cached_property
@@ -89,10 +93,33 @@ class Tokenizer:
         return None if found < 0 else found
 
 
-@lru_cache(maxsize=8)
 def tokenizer(path: str) -> Tokenizer:
-    """A tokenizer, read once."""
-    return Tokenizer(Path(path))
+    """A tokenizer, made once of each content. Raises UserError."""
+    try:
+        return _of(path, Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"it is no tokenizer.json: {error.strerror}", where=path) from None
+
+
+_of = lru_cache(maxsize=8)(Tokenizer)
+
+
+def _read(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, Tokenizer):
+        return value
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    base: Path = (info.context or {}).get("base", Path())
+    try:
+        return tokenizer(str((base / os.path.expanduser(value)).absolute()))
+    except UserError as error:
+        raise PydanticCustomError(
+            "no_prompt", "{cause}", {"cause": f"{error.where}: {error.cause}", "hint": error.hint}
+        ) from None
+
+
+TokenizerFile = Annotated[Tokenizer, PlainValidator(_read), PlainSerializer(lambda file: file.sha256)]
+"""A recipe's tokenizer.json by its path, relative to the recipe; what stands for it is its content."""
 
 
 def _byte_level(token: str) -> bytes:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from kdgen.features import Feature, TextTopK, TopK
-from kdgen.features.align import Others, aligned, averaged, cross_entropy, rows_of, tokenizer
+from kdgen.features.align import Others, TokenizerFile, aligned, averaged, cross_entropy, rows_of
 from kdgen.record import Record, Row
 from kdgen.stages.base import Ask
 from kdgen.stages.pair import Unasked
@@ -33,8 +31,8 @@ class Align(Unasked):
     stage: Literal["feature"] = "feature"
     method: Literal["align"] = "align"
     of: FeatureName
-    tokenizer: str
-    teacher_tokenizer: str | None = None
+    tokenizer: TokenizerFile
+    teacher_tokenizer: TokenizerFile | None = None
     others: Others = "first"
     least: float = Field(0.5, ge=0, le=1)
     k: int = Field(20, ge=1, le=4096)
@@ -44,12 +42,9 @@ class Align(Unasked):
     features: ClassVar[bool] = True
 
     def check(self, where: str) -> None:
-        """The tokenizers must be there."""
+        """Features are kept in Parquet."""
         super().check(where)
         need_shards(where)
-        for field in ("tokenizer", "teacher_tokenizer"):
-            if (path := getattr(self, field)) is not None:
-                tokenizer(_path(path))
 
     async def run(self, job: Record, ask: Ask) -> list[Row]:
         """No call."""
@@ -59,10 +54,8 @@ class Align(Unasked):
         if isinstance(source, TopK) and self.teacher_tokenizer is None:
             cause = f"{self.of} has token ids, and teacher_tokenizer does not say what they are"
             return [job.rejected(self.name, "no_teacher_tokenizer", cause)]
-        student = tokenizer(_path(self.tokenizer))
-        teacher = tokenizer(_path(self.teacher_tokenizer)) if self.teacher_tokenizer is not None else None
-        tokens, rows = rows_of(source, teacher)
-        made = aligned(tokens, rows, job.output, student, self.others)
+        tokens, rows = rows_of(source, self.teacher_tokenizer)
+        made = aligned(tokens, rows, job.output, self.tokenizer, self.others)
         if made is None:
             return [
                 job.rejected(self.name, "tokens_differ", "the tokens of the teacher or the student spell another text")
@@ -71,7 +64,7 @@ class Align(Unasked):
         share = sum(bool(row) for row in found) / len(found) if found else 0.0
         if share < self.least:
             return [job.rejected(self.name, "unaligned", f"{share:.0%} of {len(found)} tokens have a row")]
-        facts = replace(source.facts, tokenizer_sha256=student.sha256, vocab_size=len(student.pieces))
+        facts = replace(source.facts, tokenizer_sha256=self.tokenizer.sha256, vocab_size=len(self.tokenizer.pieces))
         told = Told((), ids, own, found, None)
         feature = feature_of(told, self.k, self.dtype, facts, unknown=True)
         return [job.child(stage=self.stage, method=self.method).featured({self.name_as: feature})]
@@ -134,7 +127,3 @@ class Fuse(Unasked):
 def feature_named(job: Record, name: str) -> Feature | None:
     """A record's feature."""
     return job.features.get(name)
-
-
-def _path(path: str) -> str:
-    return str(Path(os.path.expanduser(path)).absolute())
