@@ -3,9 +3,9 @@
 Needs what `make test-trainers` installs. The teacher is SmolLM2-135M-Instruct, the embedded one; kdgen has it answer the seeds that
 ship (`feature/logprobs`, at temperature 1), or score their own answers (`--given`, `feature/score`). A random student of two layers
 with the teacher's tokens is trained twice, alike but for the loss: cross-entropy on the tokens, or KL from the k stored logprobs
-and the mass of the rest. What counts is KL(teacher || student) over the whole vocabulary, on texts held out.
-With `--given --rows 175 --steps 100 --batch 4` (10,130 tokens to learn from, 2,773 held out, k = 20) it fell
-from 8.49 nats to 5.15 by the words and to 4.50 by the stored top-k.
+and the mass of the rest. What counts is KL(teacher || student) over the whole vocabulary, on texts held out. With
+`--given --rows 175 --steps 100 --batch 4` (10,130 tokens to learn from, 2,773 held out, k = 20) it fell from 8.49 nats to 5.15 by
+the words and to 4.50 by the stored top-k.
 """
 
 from __future__ import annotations

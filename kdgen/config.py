@@ -281,6 +281,11 @@ def _anchor(tree: dict[str, Any], base: Path) -> None:
         for field, isfile in (("path", True), ("api_key_file", True), ("model", _is_file(spec))):
             if isfile and isinstance(spec.get(field), str):
                 spec[field] = str(base / os.path.expanduser(spec[field]))
+    stages = tree.get("stages")
+    for stage in stages if isinstance(stages, list) else ():
+        for field in ("tokenizer", "teacher_tokenizer") if isinstance(stage, dict) else ():
+            if isinstance(stage.get(field), str):
+                stage[field] = str(base / os.path.expanduser(stage[field]))
     sandbox = tree.get("sandbox")
     if isinstance(sandbox, dict) and isinstance(sandbox.get("python"), str) and sandbox["python"]:
         sandbox["python"] = str(base / os.path.expanduser(sandbox["python"]))

@@ -16,8 +16,10 @@ import orjson
 
 from kdgen.asking import Desk, Step
 from kdgen.errors import GateFailed
+from kdgen.features.disk import expected
 from kdgen.parse import tokens_of
 from kdgen.questions import Question
+from kdgen.record import Record
 from kdgen.runner import Run
 from kdgen.sandbox.box import Outcome
 from kdgen.store import Staging
@@ -209,6 +211,7 @@ class Plan:
     rows: int
     rejects: dict[str, int]
     stopped: str
+    features: dict[str, int]
 
     def data(self, prices: Prices) -> dict[str, Any]:
         """For `--json`: the lines and their sums; a sum with an unknown part is null."""
@@ -218,7 +221,23 @@ class Plan:
         for name in ("usd_online", "usd_batch", "usd_at_most"):
             values = [line[name] for line in lines]
             total[name] = None if None in values else sum(values)
-        return {"lines": lines, "total": total, "rows": self.rows, "rejects": self.rejects, "stopped": self.stopped}
+        made = {"rows": self.rows, "rejects": self.rejects, "stopped": self.stopped}
+        return {"lines": lines, "total": total, **made, **({"features": self.features} if self.features else {})}
+
+
+class Weighing(Staging):
+    """A version of which nothing but the weight of its features is kept, in bytes by name."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.weights: dict[str, int] = {}
+
+    def room(self, need: int) -> None:
+        """Nothing is written."""
+
+    def _feature(self, record: Record) -> None:
+        for name, feature in record.features.items():
+            self.weights[name] = self.weights.get(name, 0) + expected(feature, invented=True)
 
 
 async def plan(run: Run, folder: Path, expect: int | None) -> Plan:
@@ -226,11 +245,12 @@ async def plan(run: Run, folder: Path, expect: int | None) -> Plan:
     desk = run.desk
     assert isinstance(desk, PlanDesk)
     desk.expect = expect
-    staging = Staging(folder)
+    staging = Weighing(folder)
     try:
         await run.go(staging)
     except GateFailed:
         pass
     finally:
         staging.discard()
-    return Plan(list(desk.lines.values()), run.tally.rows, dict(run.tally.rejects), run.tally.stopped)
+    lines = list(desk.lines.values())
+    return Plan(lines, run.tally.rows, dict(run.tally.rejects), run.tally.stopped, staging.weights)

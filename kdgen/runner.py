@@ -23,6 +23,7 @@ from kdgen.config import Recipe
 from kdgen.dedupe import RougeIndex
 from kdgen.dedupe.exact import Index
 from kdgen.errors import GateFailed, Pending, Rejected
+from kdgen.features.disk import guard
 from kdgen.filters import AnyFilter
 from kdgen.known import know
 from kdgen.manifest import Tally, manifest_of
@@ -97,6 +98,10 @@ class Run:
         started = time.time()
         self.bill.next_pass()
         pools = any(isinstance(step.stage, PoolStage) for step in self.steps)
+        if any(stage.features for stage in self.recipe.stages):
+            count = self.recipe.target or self.scan.rows
+            staging.room(count * sum(stage.row_bytes for stage in self.recipe.stages))
+            guard(self.ledger.path.parent)
         self.watch.start(self.recipe.target or (None if pools else self.scan.rows))
         try:
             async with AsyncExitStack() as stack:

@@ -26,6 +26,7 @@ import orjson
 
 from kdgen.errors import DatasetBusy, UserError, disk_error
 from kdgen.features import FOLDER, summary
+from kdgen.features.disk import guard
 from kdgen.record import Record, Reject
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ class Staging:
     def features(self) -> dict[str, dict[str, Any]]:
         """What the shards hold: of each feature its kind, counts and facts; nothing where no row has any."""
         return self._shards.data() if self._shards else {}
+
+    def room(self, need: int) -> None:
+        """Raise EndpointError where there is no room for `need` bytes of features."""
+        guard(self.folder, need)
 
     def _feature(self, record: Record) -> None:
         from kdgen.features.shards import Writer

@@ -257,16 +257,11 @@ def test_bad_prompts(label: Callable[..., Any], tmp_path: Path, old: str, new: s
     refused(label("s.jsonl", GOOD, "--set", "stages.0.prompt=./p.md"), tmp_path, *parts)
 
 
-@pytest.mark.parametrize("verb", ["feature"])
-def test_verbs_without_methods_say_what_there_is(kdgen: Callable[..., Any], tmp_path: Path, verb: str) -> None:
-    (tmp_path / "s.jsonl").write_text(GOOD)
-    refused(kdgen(verb, "s.jsonl"), tmp_path, verb, "expand (", ", evol", "label (annotate, answer, ")
-
-
 def test_a_verb_whose_method_is_not_said(kdgen: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text(GOOD)
     refused(kdgen("curate", "s.jsonl"), tmp_path, "say how to curate", "--method", "dialogue")
     refused(kdgen("self", "s.jsonl"), tmp_path, "say how to self", "--method", "star")
+    refused(kdgen("feature", "s.jsonl"), tmp_path, "say how to feature", "--method", "logprobs")
 
 
 def test_seed_text_is_never_a_template(label: Callable[..., Any], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from server import leftovers, published
 
 from kdgen import features
 from kdgen.errors import EndpointError, UserError
-from kdgen.features import Embedding, Facts, Feature, Hidden, TextTopK, TopK, parquet, shards
+from kdgen.features import Embedding, Facts, Feature, Hidden, TextTopK, TopK, disk, parquet, shards
 from kdgen.record import Record
 from kdgen.store import Staging, Store
 
@@ -185,3 +186,53 @@ def test_rows_without_features_pay_nothing(label: Callable[..., Any], tmp_path: 
     assert label("s.jsonl", '{"instruction": "Name a colour."}\n').code == 0
     assert "features" not in json.loads((tmp_path / "out/manifest.json").read_text())
     assert b"features" not in published(tmp_path / "out", card=True)["README.md"]
+
+
+SCORED = ("run", "feature/score", "--seeds", "s.jsonl", "-o", "out", "--ledger", "l.db")
+
+
+def scored_seeds(tmp_path: Path, count: int = 3, words: int = 5) -> None:
+    texts = [" ".join(hex(n * 1000 + word) for word in range(words)) for n in range(count)]
+    rows = [{"id": f"s{n}", "instruction": f"Say {n}.", "output": text} for n, text in enumerate(texts)]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_disk_without_room_is_said_before_anything_is_sent(
+    kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored_seeds(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=disk.RESERVE + 1000))
+    said = kdgen(*SCORED, "-t", script(""))
+    assert said.code == 3 and "the disk is nearly full" in said.err and "hint: free some" in said.err
+    assert "11.5 kB of features" in said.err and not (tmp_path / "out/data.jsonl").exists()
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_nothing_is_lost(
+    kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored_seeds(tmp_path, 20, 60)
+    usage, looked = shutil.disk_usage(tmp_path), iter([1 << 40] * 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "GUARD", 20_000)
+        patched.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=next(looked, 1000)))
+        said = kdgen(*SCORED, "-t", script(""))
+        assert said.code == 3 and "1.0 kB are free" in said.err and leftovers(tmp_path / "out") == []
+    said = kdgen(*SCORED, "-t", script(""), "--json")
+    requests = json.loads(said.out)["requests"]
+    assert said.code == 0 and requests["from_ledger"] > 0 and requests["sent"] + requests["from_ledger"] == 20
+
+
+def test_a_plan_says_how_much_disk_it_takes(
+    kdgen: Callable[..., Any], script: Callable[..., str], tmp_path: Path
+) -> None:
+    scored_seeds(tmp_path, 50, 30)
+    asked = ("plan", "feature/score", "s.jsonl", "-t", script(""), "--ledger", "none.db")
+    planned = json.loads(kdgen(*asked, "--json").out)["features"]["score"]
+    assert "features: about" in kdgen(*asked).out
+    made = json.loads(kdgen(*SCORED, "-t", script(""), "--json").out)["features"]["score"]["bytes"]
+    assert planned / 4 < made < 1.5 * planned, "invented logprobs compress better than real ones"
+    assert "features" not in json.loads(kdgen("plan", "label/answer", "s.jsonl", "-t", script(""), "--json").out)
+    hidden = ("plan", "feature/hidden", "s.jsonl", "--ledger", "none.db", "--json")
+    told = json.loads(kdgen(*hidden).out)["features"]["hidden"]
+    assert told == json.loads(kdgen(*hidden, "--set", "stages.0.layers=[0,-1]").out)["features"]["hidden"] / 2

@@ -40,6 +40,7 @@ from kdgen.prompts import KEYS
 from kdgen.sandbox.box import Sandbox
 from kdgen.seeds import Seeds
 from kdgen.selection import Select
+from kdgen.stages.align import Fuse
 from kdgen.stages.annotate import Annotate
 from kdgen.stages.answer import Answer, Rationale
 from kdgen.stages.branch import Branch
@@ -242,6 +243,12 @@ LOGPROBS = {"stages": [{"stage": "feature", "method": "logprobs", "prompt": "lab
 GIVEN = {"stages": [{"stage": "feature", "method": "score", "prompt": "feature/score", "k": 3}]}
 HIDDEN = {"stages": [{"stage": "feature", "method": "hidden", "prompt": "feature/score"}]}
 EMBED = {"stages": [{"stage": "feature", "method": "embed", "to": "teacher", "prompt": "feature/embed"}]}
+TOLD = {"stage": "feature", "method": "score", "prompt": "feature/score"}
+FUSE = {
+    "stages": [{**TOLD, "k": 3, "name_as": "a"}, {**TOLD, "k": 4, "name_as": "b"}, {**TOLD, "k": 2, "name_as": "x"},
+               {"stage": "feature", "method": "fuse", "of": ["b", "a"]}],
+}  # fmt: skip
+S3 = "stages.3."
 PERPLEXITY = {"stages": [{"stage": "feature", "method": "perplexity", "prompt": "feature/score"}]}
 LABEL = {"stages": [{"stage": "label", "method": "answer", "prompt": "label/answer"}]}
 # Something for each part of cleaning: (sides and texts, columns).
@@ -1121,6 +1128,19 @@ KNOBS: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
             "params": S + "params.temperature=1",
             "prompt": S + "prompt=feature/score",
             "name_as": S + "name_as=other",
+        },
+    ),
+    (
+        Fuse,
+        FUSE,
+        {
+            "to": S3 + "to=nobody",
+            "banks": S3 + "banks={system: systems}",
+            "lists": S3 + "lists={demonstrations: demonstrations}",
+            "params": S3 + "params.temperature=1",
+            "of": S3 + "of=[a, b, x]",
+            "how": S3 + "how=average",
+            "name_as": S3 + "name_as=other",
         },
     ),
     (Bound, PERPLEXITY, {name: S + f"bounds={{perplexity: {{{name}: 3}}}}" for name in ("least", "most")}),

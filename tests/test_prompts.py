@@ -30,7 +30,7 @@ def prompt(tmp_path: Path, text: str | bytes) -> Prompt:
 def test_prompts_that_ship_say_what_they_are(name: str) -> None:
     found = load_prompt(builtins("prompts")[name], name)
     assert found.about.endswith((".", "?")) and (
-        found.turns[-1].role == "user" or name in ("expand/magpie", "feedback/reward")
+        found.turns[-1].role == "user" or name in ("expand/magpie", "feedback/reward", "feature/alone", "feature/score")
     )
     assert all(meaning and isinstance(meaning, str) for meaning in found.variables.values())
 

@@ -155,6 +155,17 @@ def test_tokens_that_spell_something_else_are_a_reject(kdgen: Callable[..., Any]
     assert lost["reason"] == "tokens_differ" and "An OAK" in lost["detail"]
 
 
+def test_a_server_that_tells_fewer_is_said(kdgen: Callable[..., Any], tmp_path: Path) -> None:
+    def capped(body: dict[str, Any], seen: int) -> Answer:
+        said = "Requested prompt logprobs of 50, which is greater than max allowed: 20 (parameter=prompt_logprobs)"
+        return Answer(said, status=400) if body.get("prompt_logprobs", 0) > 20 else vllm(body, seen)
+
+    with Server(capped) as server:
+        said = score(kdgen, tmp_path, server.url, "--set", "stages.0.k=50")
+        assert said.code == 3 and "--max-logprobs" in said.err and "in all" not in said.err
+        assert score(kdgen, tmp_path, server.url).code == 0
+
+
 def test_who_cannot_score_is_said_before_anything_is_sent(kdgen: Callable[..., Any], tmp_path: Path) -> None:
     write(tmp_path / "s.jsonl", SEEDS)
     said = kdgen("run", "feature/score", "--seeds", "s.jsonl", "-t", "openai:m@http://127.0.0.1:9/v1", "-o", "out")

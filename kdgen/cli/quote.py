@@ -12,6 +12,7 @@ from kdgen.cli.inputs import scanned, seed_file
 from kdgen.cli.job import pretty
 from kdgen.cli.work import changes_of
 from kdgen.config import load_iterations
+from kdgen.features.disk import human
 from kdgen.planning import ASSUMED, Plan, PlanDesk, plan
 from kdgen.progress import Quiet
 from kdgen.runner import Run
@@ -105,6 +106,11 @@ def _notes(data: dict[str, Any], said: int | None) -> list[str]:
         notes.append("-: no price is known; --prices FILE gives one")
     rejects = "".join(f", {count} {reason}" for reason, count in data["rejects"].items())
     notes.append(f"rows: about {data['rows']:,}, were every invented reply a good one{rejects}")
+    if kept := data.get("features"):
+        parts = ", ".join(f"{name} {human(size)}" for name, size in kept.items())
+        notes.append(
+            f"features: about {human(sum(kept.values()))} of disk ({parts}); the replies take more in the ledger"
+        )
     return notes
 
 

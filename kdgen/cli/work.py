@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from kdgen.cli import VERBS
 from kdgen.cli.inputs import scanned, seed_file
 from kdgen.cli.iterations import iterate
 from kdgen.cli.job import Job, pretty
@@ -30,23 +29,11 @@ from kdgen.terms import Ruling, gate, judge, parse_ack
 def recipe_of(verb: str, method: str) -> str:
     """The built-in recipe of a verb's method. Raises UserError that says what there is."""
     known = [name.removeprefix(f"{verb}/") for name in builtins("configs") if name.startswith(f"{verb}/")]
-    if not known:
-        have = ", ".join(f"{verb} ({', '.join(methods)})" for verb, methods in _methods().items())
-        raise UserError(f"{verb!r} has no method in this version of kdgen", hint=f"there is: {have}")
     if method not in known:
         hint = did_you_mean(method, known) or f"{verb} has: {', '.join(known)}"
         cause = f"{verb!r} has no method {method!r}" if method else f"say how to {verb}"
         raise UserError(cause, where="--method", hint=hint)
     return f"{verb}/{method}"
-
-
-def _methods() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in builtins("configs"):
-        family, _, method = name.partition("/")
-        if family in VERBS:
-            found.setdefault(family, []).append(method)
-    return found
 
 
 def make(

@@ -10,11 +10,13 @@ import orjson
 
 from kdgen.errors import EndpointError, UserError
 from kdgen.features import INDEX, Facts, Feature, Hidden, facts_data
+from kdgen.features.disk import expected, guard
 from kdgen.features.parquet import ParquetShard, need_parquet, read_rows
 from kdgen.features.sink import Shard, Sink
 from kdgen.features.tensors import TensorShard, read_tensors
 
 SHARD = 512 << 20
+GUARD = 16 << 20  # bytes after which the disk is looked at again
 
 
 class Writer:
@@ -26,10 +28,15 @@ class Writer:
         self.index: dict[str, dict[str, Any]] = {}
         self._open: dict[str, Shard] = {}
         self._facts: dict[str, dict[Facts, int]] = {}
+        self._unguarded = 0
         folder.mkdir()
 
     def add(self, id: str, name: str, feature: Feature) -> None:
-        """Add a record's feature."""
+        """Add a record's feature. Raises EndpointError before the disk is full."""
+        self._unguarded += expected(feature)
+        if self._unguarded >= GUARD:
+            guard(self.folder)
+            self._unguarded = 0
         entry = self.index.setdefault(name, {"kind": feature.kind, "facts": [], "shards": []})
         if entry["kind"] != feature.kind:
             raise EndpointError(

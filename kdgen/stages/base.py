@@ -176,6 +176,11 @@ class Stage(Frozen):
         return set()
 
     @property
+    def row_bytes(self) -> int:
+        """The bytes of features that a row with a short answer takes at the least, as far as it is known."""
+        return 0
+
+    @property
     def inside(self) -> set[str]:
         """The teachers of which it sees hidden states."""
         return set()

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue
 
 from kdgen.errors import Rejected
 from kdgen.features import Feature
+from kdgen.features.disk import row_bytes
 from kdgen.parse import split_thinking
 from kdgen.prompts import PromptFile
 from kdgen.record import Record, Row
@@ -38,6 +39,11 @@ class Logprobs(Stage):
     def reads_logprobs(self) -> int | None:
         """One at the least, and as many as the stage says."""
         return max(1, self.params.logprobs or 1)
+
+    @property
+    def row_bytes(self) -> int:
+        """By k."""
+        return row_bytes(self.params.logprobs or 1, self.dtype)
 
     def check(self, where: str) -> None:
         """How many are kept must be said."""
@@ -91,6 +97,11 @@ class Score(Stage):
     def forced(self) -> set[str]:
         """The teacher."""
         return {self.to}
+
+    @property
+    def row_bytes(self) -> int:
+        """By k."""
+        return row_bytes(self.k, self.dtype)
 
     def check(self, where: str) -> None:
         """What is scored must be shown, last."""

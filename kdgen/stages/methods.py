@@ -36,6 +36,8 @@ METHODS = {
     "feature/perplexity": "perplexity.Perplexity",
     "feature/hidden": "states.HiddenStates",
     "feature/embed": "states.Embed",
+    "feature/align": "align.Align",
+    "feature/fuse": "align.Fuse",
     "feedback/verify": "verify.Verify",
     "feedback/repair": "repair.Repair",
     "feedback/candidates": "candidates.Candidates",

@@ -25,15 +25,18 @@ def need_shards(where: str) -> None:
         raise UserError(error.cause, where=where, hint=error.hint) from None
 
 
-def feature_of(told: Told, k: int, dtype: DType, facts: Facts) -> Feature:
-    """The k likeliest tokens in each place, with the mass of all others. Raises Rejected where a token has no logprob."""
+def feature_of(told: Told, k: int, dtype: DType, facts: Facts, *, unknown: bool = False) -> Feature:
+    """The k likeliest tokens in each place, with the mass of all others.
+
+    Raises Rejected where a token has no logprob, which may be only where it is `unknown`.
+    """
     import numpy as np
 
     rows: Sequence[Sequence[tuple[int | bytes, float]]] = told.top if told.words is None else told.words
     most = max((len(row) for row in rows), default=k)
     facts = replace(facts, k=k, dtype=dtype, notes=f"the teacher tells {most} at most" if most < k else None)
     own = np.array(told.logprobs, np.float32)
-    if np.isnan(own).any() or (own > 1e-3).any():
+    if (np.isnan(own).any() and not unknown) or (own > 1e-3).any():
         raise Rejected("bad_logprobs", "a logprob is no number, or more than 0")
     if told.words is not None:
         ranked = [sorted(row, key=lambda pair: -pair[1])[:k] for row in told.words]

@@ -71,7 +71,9 @@ def way_out(names: Iterable[str]) -> str:
         ways.append(f"set {', '.join(known)} to null where the recipe gives it, or leave it out with {told}")
     if "schema" in names:
         ways.append("--set 'teachers.ROLE.lacks=[schema]': replies are checked against the schema all the same")
-    if own := [name for name in names if name not in (*known, "schema")]:
+    if "prompt_logprobs" in names:
+        ways.append("a smaller k, or a server that is started with --max-logprobs K (vLLM's own is 20)")
+    if own := [name for name in names if name not in (*known, "schema", "prompt_logprobs")]:
         ways.append(f"take {', '.join(own)} out of the recipe")
     return "; ".join(ways)
 
