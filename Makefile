@@ -30,7 +30,7 @@ test-vllm: ## the in-process vLLM teacher and a vLLM server, on the CPU (3.5 GB,
 
 test-trainers: .venv-trainers/.done ## TRL, Axolotl and LLaMA-Factory take what is exported, on the CPU (1.7 GB)
 	.venv-trainers/bin/kdgen teachers pull smollm2-135m
-	KDGEN_TEST_TRAINERS=1 .venv-trainers/bin/python -m pytest tests/trainers
+	KDGEN_TEST_TRAINERS=1 .venv-trainers/bin/python -m pytest tests/trainers tests/test_states.py
 
 # torch first and alone: where a CPU build of it is at hand, nothing after it takes another.
 .venv-trainers/.done: pyproject.toml tests/trainers/requirements.txt

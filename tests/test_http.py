@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 from unittest.mock import MagicMock
 
@@ -35,6 +36,7 @@ from server import (
 from kdgen.errors import BudgetReached, ComeBack, EndpointError, GateFailed, UserError
 from kdgen.teachers import AnyTeacher
 from kdgen.teachers.base import Call, Fault, Params, Request, TeacherSpec
+from kdgen.teachers.forward import ForwardWire
 from kdgen.teachers.halt import Halt
 from kdgen.teachers.http import checked, error_of, fault, retry_after
 from kdgen.teachers.local import Local
@@ -567,6 +569,7 @@ BODY: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("Anthropic", "display"): ({"thinking": "adaptive"}, "summarized"),
     ("Vllm", "extra"): ({}, {"top_k": 3}),
     ("Vllm", "prompt_logprobs"): ({}, 2),
+    ("Transformers", "dtype"): ({}, "bfloat16"),
 }
 SHARED = {
     "model": "test_a_teachers_field_is_in_its_request",
@@ -590,6 +593,7 @@ OWN = {
     ("Local", "threads"): "test_the_embedded_model_is_loaded_as_the_recipe_says",
     ("Scripted", "path"): "test_the_scripted_teacher_reads_its_file_and_takes_its_time",
     ("Scripted", "delay"): "test_the_scripted_teacher_reads_its_file_and_takes_its_time",
+    ("Transformers", "device"): "test_a_model_goes_to_the_device_that_is_named",
     ("Vllm", "batch_dir"): "test_files_for_vllm_are_written_to_the_folder_that_is_named",
 }
 # tests/vllm/ starts a server, or an engine on a GPU, and checks these there.
@@ -627,7 +631,8 @@ def test_a_teachers_field_is_in_its_request(cls: type[TeacherSpec], field: str) 
     first, value = MODELS.get(cls.__name__, ("m", "other")) if field == "model" else ("m", value)
     address = {"base_url": "http://127.0.0.1:9/v1"} if "base_url" in cls.model_fields else {}
     model = {"model": MODELS.get(cls.__name__, (first,))[0]}
-    plain = cls(**{"max_tokens": 1024, **address, **model, **base})
+    room = {"max_tokens": 1024} if "max_tokens" in cls.takes else {}
+    plain = cls(**{**room, **address, **model, **base})
     flipped = plain.model_copy(update={field: value})
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello."}]
 
@@ -640,6 +645,26 @@ def test_a_teachers_field_is_in_its_request(cls: type[TeacherSpec], field: str) 
             keyed(flipped)
     else:
         assert keyed(plain) != keyed(flipped)
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "went"), [("auto", False, "cpu"), ("auto", True, "cuda"), ("cuda:1", False, "cuda:1")]
+)
+def test_a_model_goes_to_the_device_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, device: str, cuda: bool, went: str
+) -> None:
+    seen: list[str] = []
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=7))
+    model = SimpleNamespace(config=config, to=lambda device: seen.append(device) or model, eval=lambda: model)
+    loaded = SimpleNamespace(from_pretrained=lambda *_, **__: model)
+    tokenizer = SimpleNamespace(from_pretrained=lambda *_: SimpleNamespace(chat_template=None))
+    utils = SimpleNamespace(cached_file=lambda *_, **__: None)
+    torch = SimpleNamespace(float32=None, cuda=SimpleNamespace(is_available=lambda: cuda))
+    library = SimpleNamespace(AutoTokenizer=tokenizer, AutoModelForCausalLM=loaded, utils=utils)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    ForwardWire("m", "m", device, "float32")._load()
+    assert seen == [went]
 
 
 @pytest.mark.parametrize("most", [1, 5])
