@@ -59,6 +59,12 @@ def card_of(manifest: dict[str, Any], example: dict[str, Any] | None) -> str:
         f"| **rows** | **{rows:,}** |",
         "",
     ]
+    if covered := manifest["seeds"].get("coverage"):
+        lines += [
+            f"{covered['chosen']:,} of {covered['of']:,} seeds were selected to stand for all: none is farther than "
+            f"{covered['radius']:g} from one of them, on average {covered['mean']:g} (distances of wording, 0 to 2).",
+            "",
+        ]
     if counts["rejects"]:
         lines += ["| rejected because | records |", "|---|---:|"]
         lines += [f"| {reason} | {count:,} |" for reason, count in counts["rejects"].items()]

@@ -96,7 +96,7 @@ def manifest_of(run: Run, files: dict[str, str], features: dict[str, Any], start
             for role, spec in recipe.teachers.items()
             if not isinstance(spec, TeacherSpec)
         },
-        "seeds": {"licence": recipe.seeds.under} if recipe.seeds else {},
+        "seeds": {"licence": recipe.seeds.under, **_coverage(run)} if recipe.seeds else {},
         "use": recipe.use,
         "student": recipe.student,
         "terms": [ruling.data() for ruling in run.rulings],
@@ -123,6 +123,11 @@ def _tokens(parts: Iterable[Sum]) -> dict[str, int]:
         "cached_input": sum(part.cached_input for part in parts),
         "output": sum(part.output for part in parts),
     }
+
+
+def _coverage(run: Run) -> dict[str, Any]:
+    """How well the selected seeds stand for all that were there."""
+    return {"coverage": run.scan.coverage._asdict()} if run.scan.coverage else {}
 
 
 def _teacher(run: Run, role: str, spec: TeacherSpec) -> dict[str, Any]:

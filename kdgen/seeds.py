@@ -22,7 +22,7 @@ from kdgen.errors import UserError
 from kdgen.readers import BY_ROW, READERS, BadRow, parsed, suffix_of
 from kdgen.record import BLANK, Frozen, Record, Reject, Row, digest
 from kdgen.resources import builtins
-from kdgen.selection import Select
+from kdgen.selection import Coverage, Select
 from kdgen.shapes import MAIN, Field, conversation, kind_of, mapped, recognised, text_of
 
 
@@ -67,6 +67,7 @@ class Scan(NamedTuple):
     rows: int
     sha256: str
     bad: dict[int, tuple[str, str]]
+    coverage: Coverage | None = None
 
 
 def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
@@ -126,15 +127,16 @@ def scan(spec: Seeds, path: Path, *, name: str = "") -> Scan:
             bad[number] = ("duplicate_seed", f"{here}: the same text as {first}")
         elif given_id:
             bad[number] = ("bad_seed", f"{here}: the id {given_id!r} is taken by {first}")
+    coverage = None
     if spec.select is not None:
         try:
-            left = spec.select.left_out(
+            left, coverage = spec.select.left_out(
                 lambda: ((n, _record(spec, item)[0]) for n, item in _rows(spec, path) if n not in bad)
             )
         except (BadRow, KeyError):  # a row that was not one before, or was not there
             raise UserError("the file changed while it was read", where=name, hint="run it again") from None
         bad |= {n: ("not_selected", said) for n, said in left.items()}
-    return Scan(count, documents.sha256(path, spec.files), bad)
+    return Scan(count, documents.sha256(path, spec.files), bad, coverage)
 
 
 def read(spec: Seeds, path: Path, found: Scan) -> Iterator[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pydantic
 
@@ -23,6 +23,15 @@ TABLE = 1 << 18
 ROUNDS = 25
 TRIED = 8
 BLOCK = 1 << 24
+
+
+class Coverage(NamedTuple):
+    """How well the chosen seeds stand for all: distances of unit vectors (0 to 2) from each seed to the nearest chosen one."""
+
+    chosen: int
+    of: int
+    radius: float
+    mean: float
 
 
 class Select(Frozen):
@@ -43,8 +52,8 @@ class Select(Frozen):
     n: int = pydantic.Field(ge=1)
     embedder: Literal["words", "characters"] = "words"
 
-    def left_out(self, seeds: Callable[[], Iterable[tuple[int, Record]]]) -> dict[int, str]:
-        """The numbers of the seeds that are not chosen, each with the one that stands for it and how far it is.
+    def left_out(self, seeds: Callable[[], Iterable[tuple[int, Record]]]) -> tuple[dict[int, str], Coverage]:
+        """The numbers of the seeds that are not chosen, each with the one that stands for it and how far it is; the coverage.
 
         `seeds()` streams (number, record) and is called twice; ids are unique. A distance is that of unit vectors, 0 to 2.
         Memory: about 1.2 kB a seed, whatever its length.
@@ -58,7 +67,7 @@ class Select(Frozen):
             spread[np.unique(features % TABLE)] += 1
             named.append((record.id, number))
         if len(named) <= self.n:
-            return {}
+            return {}, Coverage(len(named), len(named), 0.0, 0.0)
         named.sort()
         places = {number: place for place, (_, number) in enumerate(named)}
         rare = np.log((1 + len(named)) / (1 + spread)) + 0.1
@@ -72,11 +81,13 @@ class Select(Frozen):
         chosen = _farthest(vectors, self.n) if self.method == "k-center" else _middles(vectors, self.n)
         stands, far = _nearest(vectors, vectors[chosen])
         kept = set(chosen)
-        return {
+        left = {
             number: f"{named[chosen[stands[place]]][0]} stands for it (distance {far[place]:.2f})"
             for place, (_, number) in enumerate(named)
             if place not in kept
         }
+        far[chosen] = 0
+        return left, Coverage(len(kept), len(named), round(float(far.max()), 4), round(float(far.mean()), 4))
 
     def _features(self, record: Record) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Hashes of a seed's distinct features, 63 bits each, in order, and how often each stands in it."""

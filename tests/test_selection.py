@@ -150,6 +150,9 @@ def test_a_run_counts_every_seed_and_asks_about_the_chosen_alone(
     made = json.loads(said.out)
     assert made["counts"]["seeds"] == 50 and made["counts"]["rows"] == 5
     assert made["counts"]["rejects"] == {"not_selected": 45}
+    covered = made["seeds"]["coverage"]
+    assert covered["of"] == 50 and 0 < covered["mean"] < covered["radius"] < 1.5
+    assert f"none is farther than {covered['radius']:g}" in (tmp_path / "out/README.md").read_text()
     mixed = random.Random(1).sample(CLUSTERS, len(CLUSTERS))
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
     again = json.loads(kdgen("label", *common, "--ledger", "l.db", "-o", "out", "--json", "-q").out)
@@ -163,8 +166,11 @@ def test_twenty_thousand(method: str) -> None:
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnop", k=6)) for _ in range(3000)]
     seeds = [(n, Record(id=f"s{n}", instruction=" ".join(draw.choices(words, k=25)))) for n in range(20_000)]
-    out = Select.model_validate({"method": method, "n": 100}).left_out(lambda: seeds)
-    assert len(out) == 19_900
+    out, coverage = Select.model_validate({"method": method, "n": 100}).left_out(lambda: seeds)
+    assert len(out) == 19_900 and (coverage.chosen, coverage.of) == (100, 20_000)
+    far = [float(why.rpartition(" ")[2][:-1]) for why in out.values()]
+    assert coverage.radius == pytest.approx(max(far), abs=0.006)
+    assert coverage.mean == pytest.approx(sum(far) / 20_000, abs=0.006)
 
 
 def test_memory_is_bounded() -> None:
@@ -185,7 +191,7 @@ def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: 
     path.write_text("".join(json.dumps({"instruction": f"Say {n}."}) + "\n" for n in range(5)))
     chosen = Select.left_out
 
-    def late(self: Select, seeds: Callable[[], Any]) -> dict[int, str]:
+    def late(self: Select, seeds: Callable[[], Any]) -> Any:
         path.write_text("{\n" * 5)
         return chosen(self, seeds)
 
