@@ -16,6 +16,9 @@ from kdgen.config import load_recipe
 from kdgen.errors import UserError
 from kdgen.features import Facts, TopK
 from kdgen.stages.align import Align, Fuse
+from kdgen.stages.perplexity import mean_logprob
+from kdgen.teachers.calls import Told
+from kdgen.teachers.told import spells
 
 pytest.importorskip("tokenizers")
 
@@ -267,3 +270,58 @@ def test_teachers_are_fused(kdgen: Callable[..., Any], tmp_path: Path) -> None:
     assert mixed.logprobs[0] == pytest.approx(math.log(5 / 12)) and mixed.facts.teacher == "scripted:a + scripted:b"
     said = fuse(kdgen, tmp_path, [told(0.25, 0.5, 7), told(0.5, 0.25, 8, (5, 7))], "min-ce", "other")
     assert said.code == 5 and "tokens_differ" in said.err
+
+
+def test_a_thought_with_the_words_of_the_answer_lends_it_no_row(both: tuple[Path, Path]) -> None:
+    student = features.align.tokenizer(str(both[1]))
+    said = b"<think>so 4</think>4"
+    tokens = [*(bytes([byte]) for byte in said), b"<|im_end|>"]
+    rows = [[(token, -float(place))] for place, token in enumerate(tokens)]
+    made = features.align.aligned(tokens, rows, "4", student, "first")
+    assert made is not None and made[1] == [-19.0]
+
+
+def test_a_mark_with_the_letters_of_the_answer_is_not_the_answer(both: tuple[Path, Path]) -> None:
+    student = features.align.tokenizer(str(both[1]))
+    tokens, rows = [b"d", b"<|im_end|>"], [[(b"d", -1.0)], [(b"d", -9.0)]]
+    made = features.align.aligned(tokens, rows, "d", student, "first")
+    assert made is not None and made[1] == [-1.0]
+    told = Told((), (1, 2), (-1.0, -9.0), (), tokens)
+    spells(told, "d")
+    assert mean_logprob(told, "d") == -1.0
+
+
+def test_a_teacher_without_weight_mixes_nothing() -> None:
+    def of(own: list[float], rows: list[tuple[int, float]]) -> TopK:
+        ids, values = np.array(rows).T[..., None]
+        nothing = np.zeros(2, np.float32)
+        return TopK(np.int32([1]), np.int32([5, 6]), np.float32(own), ids.astype(np.int32), values, nothing, FACTS)
+
+    sure, unknown = of([-1, math.nan], [(5, -1.0), (-1, -math.inf)]), of([math.nan] * 2, [(7, -1.0), (7, -1.0)])
+    own, rows = features.align.averaged({"a": sure, "b": unknown}, {"a": 1.0, "b": 0.0})
+    assert rows == [[(5, pytest.approx(-1.0))], []] and math.isnan(own[1])
+
+
+def test_teachers_that_tell_more_and_fewer_tokens_are_fused(kdgen: Callable[..., Any], tmp_path: Path) -> None:
+    """Each answer has its own best teacher, and the feature has one width."""
+    for name, better in (("a", 0), ("b", 1)):
+        rules = [{"contains": f"x{n}", "told": told(0.5 if n == better else 0.25, 0.125, 7)} for n in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(rule) + "\n" for rule in rules))
+    seeds = [json.dumps({"id": f"s{n}", "instruction": f"x{n}", "output": "y"}) + "\n" for n in range(2)]
+    (tmp_path / "s.jsonl").write_text("".join(seeds))
+    score = {"stage": "feature", "method": "score", "prompt": "feature/score", "dtype": "float32"}
+    recipe = {
+        "name": "fuse",
+        "teachers": {name: {"provider": "scripted", "path": f"{name}.jsonl"} for name in "ab"},
+        "seeds": {"path": "s.jsonl"},
+        "stages": [
+            *({**score, "to": name, "name_as": name, "k": k} for name, k in (("a", 2), ("b", 4))),
+            {"stage": "feature", "method": "fuse", "of": ["a", "b"]},
+        ],
+    }
+    (tmp_path / "fuse.yaml").write_text(json.dumps(recipe))
+    said = kdgen("run", "./fuse.yaml", "-o", "out", "--ledger", "l.db")
+    assert said.code == 0, said.err
+    found = [feature for _, feature in features.open(tmp_path / "out").read("fused")]
+    assert [feature.facts.teacher for feature in found] == ["scripted:a", "scripted:b"]
+    assert all(feature.topk_ids.shape == (2, 4) and row(feature, 0) == {5: 0.5, 7: 0.125} for feature in found)

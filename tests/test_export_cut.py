@@ -118,6 +118,19 @@ def test_rows_of_a_dataset_made_of_another_ones_rows_do_not_leak(export: Any, tm
         assert not {task.removeprefix("l") for task in made[name]} & {task.removeprefix("l") for task in made[other]}
 
 
+def test_rows_hang_together_by_a_row_that_has_no_place_itself(export: Any, tmp_path: Path) -> None:
+    """What was made of a document stays with the document's other rows, though the document is none of the format."""
+    first = answers(100)
+    papers = [Record(id=f"d{n}", text="T", seeds=(f"lone{n}", f"s{n}")) for n in range(100)]
+    dataset(tmp_path / "d", [*first, *papers])
+    dataset(
+        tmp_path / "e", [Record(id=f"l{n}", instruction=f"Task l{n}", output="y", seeds=(f"d{n}",)) for n in range(100)]
+    )
+    made = export("--mix", "d=1", "--mix", "e=1", "--split", "train=0.5,test=0.5")
+    for name, other in (("train", "test"), ("test", "train")):
+        assert not {task.removeprefix("l") for task in made[name]} & {task.removeprefix("l") for task in made[other]}
+
+
 def test_a_mix_has_its_shares_and_as_many_rows_as_they_allow(export: Any, tmp_path: Path) -> None:
     dataset(tmp_path / "a", answers(100, of="a"), name="a")
     dataset(tmp_path / "b", answers(90, of="b"), name="b")

@@ -109,6 +109,9 @@ class Table:
     draws: array[int] = field(default_factory=lambda: array("Q"))
     keys: array[float] = field(default_factory=lambda: array("d"))
     lengths: array[int] = field(default_factory=lambda: array("I"))
+    left: dict[int, list[int]] = field(
+        default_factory=dict
+    )  # of rows that are not taken: the seeds of those of several
     ends: array[int] = field(default_factory=lambda: array("Q"))
     to: Any = None  # int8[n]: the number of the split, from 0, or -1
     rank: Any = None  # float64[n]: the place among those of its dataset and split, 0 to 1
@@ -119,21 +122,18 @@ class Table:
             self.ends.append(end)
         long = taken and self.cut.max_tokens is not None and length > self.cut.max_tokens
         self.state.append(TOO_LONG if long else TAKEN if taken else LEFT)
-        if not taken:
-            record = NOTHING
-        seeds = [short(seed) for seed in record.seeds or (record.id,)]
-        if len(seeds) > 1:
+        own, seeds = short(record.id), [short(seed) for seed in record.seeds or (record.id,)]
+        if len(seeds) > 1 and taken:
             groups.tie(seeds)
-        self.ids.append(short(record.id))
+        elif len(seeds) > 1:
+            self.left[own] = seeds
+        self.ids.append(own)
         self.seeds.append(seeds[0])
         self.draws.append(score("draw", self.cut.seed, record.id))
         if self.cut.measured:
             self.lengths.append(length)
         if self.cut.order:
             self.keys.append(key)
-
-
-NOTHING = Record(id="")
 
 
 def assign(tables: Sequence[Table], cut: Cut, groups: Groups) -> None:
@@ -200,16 +200,21 @@ def _wanted(tables: Sequence[Table], having: list[int]) -> list[int]:
 
 
 def _tie_across(tables: Sequence[Table], groups: Groups) -> None:
-    """A dataset may be made of another's rows; then a row's id there is a seed here, and both hang together."""
+    """A dataset may be made of another's rows; then a row's id there is a seed here, and both hang together.
+
+    So they do where the row itself is not taken: its seeds stand behind what was made of it.
+    """
     import numpy as np
 
     seeds = np.unique(np.concatenate([np.frombuffer(table.seeds, dtype=np.uint64) for table in tables]))
-    seeds = np.union1d(seeds, np.array(sorted(groups.tied()), dtype=np.uint64))
+    left = {seed for table in tables for several in table.left.values() for seed in several}
+    seeds = np.union1d(seeds, np.array(sorted(groups.tied() | left), dtype=np.uint64))
     for table in tables:
         ids = np.frombuffer(table.ids, dtype=np.uint64)
         for row in np.flatnonzero(np.isin(ids, seeds)).tolist():
-            if table.ids[row] != table.seeds[row]:
-                groups.tie((table.ids[row], table.seeds[row]))
+            own = table.ids[row]
+            if own != table.seeds[row]:
+                groups.tie((own, *table.left.get(own, ()), table.seeds[row]))
 
 
 def _empty(name: str, tables: Sequence[Table], groups: Groups) -> GateFailed:

@@ -98,7 +98,15 @@ def export(parts: Sequence[Part], form: Format, cut: Cut, sink: Callable[[str], 
         for size, limit in zip(cut.subsets, limits, strict=True):
             if split == 0 and rank <= limit:
                 write(f"{names[0]}_{size}", row)
-    done.groups = len({groups.root(seed) for table in tables for seed in table.seeds}) if len(names) > 1 else 0
+    if len(names) > 1:
+        done.groups = len(
+            {
+                groups.root(seed)
+                for table in tables
+                for seed, state in zip(table.seeds, table.state, strict=True)
+                if state != LEFT
+            }
+        )
     if cut.measured:
         for number, name in enumerate(names):
             lengths = [

@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from kdgen.errors import UserError
 from kdgen.features import TextTopK, TopK
+from kdgen.features.spelling import place_of
 
 INSTALL = "pip install 'kdgen[tokens]'"
 Others = Literal["first", "mined", "drop"]
@@ -167,8 +168,8 @@ def aligned(
 
     A row is empty where the teacher has no boundary. None where either's tokens do not spell the text.
     """
-    said, spelled = text.encode(), b"".join(tokens)
-    start = spelled.find(said)
+    said = text.encode()
+    start = place_of(tokens, said)
     ids = student.encode(text)
     pieces = [student.pieces[id] for id in ids]
     if start < 0 or not b"".join(pieces).endswith(said) or b"".join(pieces).removesuffix(said).strip():
@@ -216,7 +217,7 @@ def averaged(
     own, rows = [], []
     first = next(iter(features.values()))
     for place in range(len(first.ids)):
-        have = {name: each for name, each in features.items() if each.topk_ids[place][0] >= 0}
+        have = {name: each for name, each in features.items() if each.topk_ids[place][0] >= 0 and weights[name] > 0}
         total = math.fsum(weights[name] for name in have)
         mixed: dict[int, float] = defaultdict(float)
         drawn, whole = 0.0, bool(have)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from kdgen.errors import EndpointError, UserError
-from kdgen.features import INDEX, Facts, Feature, Hidden, facts_data
+from kdgen.features import INDEX, Facts, Feature, Hidden, TopK, facts_data
 from kdgen.features.disk import expected, guard
 from kdgen.features.parquet import ParquetShard, need_parquet, read_rows
 from kdgen.features.sink import Shard, Sink
@@ -27,6 +27,7 @@ class Writer:
         self.folder = folder
         self.index: dict[str, dict[str, Any]] = {}
         self._open: dict[str, Shard] = {}
+        self._wide: dict[str, tuple[int, str]] = {}
         self._facts: dict[str, dict[Facts, int]] = {}
         self._unguarded = 0
         folder.mkdir()
@@ -52,6 +53,11 @@ class Writer:
             path = self.folder / file
             self._open[name] = TensorShard(path) if tensors else ParquetShard(path, feature)
             entry["shards"].append({"file": file, "rows": 0, "tokens": 0, "bytes": 0, "sha256": ""})
+        if isinstance(feature, TopK) and self._wide.setdefault(name, _width(feature)) != _width(feature):
+            cause = "has rows of one k or dtype, and of another: {} and {}".format(
+                *map(str, (self._wide[name], _width(feature)))
+            )
+            raise EndpointError(f"the feature {name} {cause}", hint="two names, or the same k and dtype")
         shard, last = self._open[name], entry["shards"][-1]
         shard.add(id, feature, by)
         last["rows"] += 1
@@ -93,6 +99,10 @@ class Writer:
             shard.sink.drop()
             raise
         self.index[name]["shards"][-1] |= {"bytes": shard.sink.size, "sha256": shard.sink.sum.hexdigest()}
+
+
+def _width(feature: TopK) -> tuple[int, str]:
+    return feature.topk_ids.shape[1], str(feature.topk_logprobs.dtype)
 
 
 def read_shard(path: Path, kind: type[Feature], facts: Sequence[Facts]) -> Iterator[tuple[str, Feature]]:

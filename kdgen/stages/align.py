@@ -107,12 +107,12 @@ class Fuse(Unasked):
         best = min(have, key=lambda name: entropy[name])
         if math.isinf(entropy[best]):
             return [job.rejected(self.name, "no_logprobs", "no teacher tells a logprob of the answer's tokens")]
+        k = max(each.topk_ids.shape[1] for each in have.values())
+        dtype: DType = "float16" if first.topk_logprobs.dtype == np.float16 else "float32"
         if self.how == "min-ce":
-            feature: Feature = have[best]
+            feature: Feature = widened(have[best], k, dtype)
         else:
             own, rows = averaged(have, {name: math.exp(entropy[best] - each) for name, each in entropy.items()})
-            k = max(each.topk_ids.shape[1] for each in have.values())
-            dtype: DType = "float16" if first.topk_logprobs.dtype == np.float16 else "float32"
             labels = " + ".join(dict.fromkeys(each.facts.teacher for each in have.values()))
             facts = replace(first.facts, teacher=labels, model=None, chat_template_sha256=None)
             feature = feature_of(
@@ -122,6 +122,19 @@ class Fuse(Unasked):
             stage=self.stage, method=self.method, meta={"fused": {"from": best, "cross_entropy": {**entropy}}}
         )
         return [row.featured({self.name_as: feature})]
+
+
+def widened(of: TopK, k: int, dtype: DType) -> TopK:
+    """The same with k places in each row: the teachers of a feature may tell more or fewer."""
+    import numpy as np
+
+    width = k - of.topk_ids.shape[1]
+    if not width and of.topk_logprobs.dtype == dtype:
+        return of
+    ids = np.pad(of.topk_ids, ((0, 0), (0, width)), constant_values=-1)
+    values = np.pad(of.topk_logprobs.astype(dtype), ((0, 0), (0, width)), constant_values=-np.inf)
+    notes = of.facts.notes or (f"the teacher tells {k - width} at most" if width else None)
+    return replace(of, topk_ids=ids, topk_logprobs=values, facts=replace(of.facts, k=k, dtype=dtype, notes=notes))
 
 
 def feature_named(job: Record, name: str) -> Feature | None:

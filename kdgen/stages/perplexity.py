@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 from pydantic import Field, JsonValue, model_validator
 
 from kdgen.errors import Rejected
+from kdgen.features.spelling import place_of
 from kdgen.prompts import PromptFile
 from kdgen.record import Frozen, Record, Row
 from kdgen.stages.answer import TASK, task_variables
@@ -104,7 +105,7 @@ class Perplexity(Stage):
 
 def mean_logprob(told: Told, text: str) -> float:
     """The mean logprob of the tokens that spell a text; of all, where it is not known which do."""
-    start = b"".join(told.pieces or ()).rfind(text.strip().encode())
+    start = place_of(told.pieces or (), text.strip().encode())
     end, place, own = start + len(text.strip().encode()), 0, []
     for piece, logprob in zip(told.pieces or [b""] * len(told.ids), told.logprobs, strict=True):
         if told.pieces is None or start < 0 or (place < end and place + len(piece) > start):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdgen.errors import Rejected
+from kdgen.features.spelling import place_of
 from kdgen.teachers.calls import Reply, Told
 from kdgen.teachers.chat import MALFORMED, malformed
 
@@ -89,7 +90,7 @@ def spells(told: Told, text: str, thought: bool = False) -> None:
     if told.pieces is None:
         return
     spelled, said = b"".join(told.pieces), text.encode()
-    start = spelled.rfind(said)
+    start = place_of(told.pieces, said)
     if start < 0 or (start and not thought and THINK.sub(b"", spelled[:start]).strip()):
         raise Rejected("tokens_differ", f"the tokens spell {spelled[:80]!r}, the answer is {said[:80]!r}")
     end, place, after = start + len(said), 0, 0
