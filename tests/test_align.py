@@ -325,3 +325,18 @@ def test_teachers_that_tell_more_and_fewer_tokens_are_fused(kdgen: Callable[...,
     found = [feature for _, feature in features.open(tmp_path / "out").read("fused")]
     assert [feature.facts.teacher for feature in found] == ["scripted:a", "scripted:b"]
     assert all(feature.topk_ids.shape == (2, 4) and row(feature, 0) == {5: 0.5, 7: 0.125} for feature in found)
+
+
+def test_one_feature_of_two_widths_is_said(tmp_path: Path) -> None:
+    from kdgen.errors import EndpointError
+    from kdgen.features.shards import Writer
+
+    def of(k: int) -> TopK:
+        ids, nothing = np.zeros((1, k), np.int32), np.zeros(1, np.float32)
+        return TopK(np.int32([1]), np.int32([0]), nothing, ids, np.zeros((1, k), np.float16), nothing, FACTS)
+
+    writer = Writer(tmp_path / "f")
+    writer.add("a", "top", of(2))
+    with pytest.raises(EndpointError, match="rows of one k or dtype"):
+        writer.add("b", "top", of(3))
+    writer.discard()

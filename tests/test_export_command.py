@@ -51,6 +51,18 @@ def test_a_run_is_exported(label: Run, kdgen: Run, tmp_path: Path, monkeypatch: 
     assert not [path for path in tmp_path.iterdir() if ".next-" in path.name]
 
 
+def test_a_file_of_a_dataset_or_an_export_is_not_written_over(kdgen: Run, tmp_path: Path) -> None:
+    dataset(tmp_path / "d", answers(3))
+    assert kdgen("export", "d", "--to", "messages", "-o", "x").code == 0
+    before = content(tmp_path)
+    for target in ("d/records.jsonl", "x/train.jsonl"):
+        said = kdgen("export", "d", "--to", "messages", "-o", target)
+        assert said.code == 2 and "part of a dataset or of an export" in said.err
+    assert content(tmp_path) == before
+    assert kdgen("export", "d", "--to", "messages", "-o", "d/more.jsonl").code == 0
+    assert kdgen("export", "d", "--to", "alpaca", "-o", "d/more.jsonl").code == 0
+
+
 def test_the_same_again_is_the_same_and_another_takes_its_place(kdgen: Run, tmp_path: Path) -> None:
     dataset(tmp_path / "d", answers(20))
     for to, target in (("messages", "x"), ("messages", "y"), ("alpaca", "y"), ("messages", "y")):

@@ -302,3 +302,11 @@ def test_no_option_of_a_cut_is_silent(kdgen: Run, tmp_path: Path) -> None:
         kdgen("export", "d", "--to", "messages", "--subsets", "5", "-o", "s", "--seed", n, "--json").out for n in (0, 1)
     ]
     assert json.loads(drawn[0])["files"] != json.loads(drawn[1])["files"]
+
+
+def test_a_subset_is_not_called_as_another_split(kdgen: Run, tmp_path: Path) -> None:
+    """Their rows would be in one file, those to train on among those held back."""
+    dataset(tmp_path / "d", answers(40))
+    words = ("--split", "train=0.5,train_4=0.5", "--subsets", "4")
+    said = kdgen("export", "d", "--to", "messages", *words, "-o", "x")
+    assert said.code == 2 and "train_4 is a split" in said.err and not (tmp_path / "x").exists()

@@ -330,3 +330,31 @@ def test_no_setting_of_a_feature_format_is_silent(kind: Any, flips: dict[str, An
         assert kind(**{**base, field: value}).row(told) != plain, field
     left = set(kind.model_fields) - set(flips) - {"format"}
     assert left == ({"reasoning", "system"} if kind is DistillKit else set())
+
+
+def test_rows_of_tokens_are_as_long_as_their_tokens(kdgen: Run, tmp_path: Path) -> None:
+    made(tmp_path / "d", told_records())
+    said = kdgen("export", "d", "--to", "distillkit", "--max-tokens", "4", "--pack", "8", "-o", "x", "--json")
+    assert said.code == 0, said.err
+    lengths = [len(row["input_ids"]) for row in lines_of(tmp_path / "x/train.jsonl")]
+    told = json.loads(said.out)
+    assert lengths and max(lengths) == 4 and told["counts"]["too_long"] == 27 - len(lengths)
+    assert (told["lengths"]["train"]["unit"], told["lengths"]["train"]["total"]) == ("tokens", sum(lengths))
+    said = kdgen("export", "d", "--to", "distillkit", "--tokenizer", "t.json", "-o", "y")
+    assert said.code == 2 and "tokens already" in said.err
+
+
+@pytest.mark.parametrize("index", ["[]", '{"top": 3}', '{"top": {"kind": "topk", "shards": []}}'])
+def test_a_damaged_index_is_said(kdgen: Run, tmp_path: Path, index: str) -> None:
+    (made(tmp_path / "d", told_records()) / "features/index.json").write_text(index)
+    said = kdgen("export", "d", "--to", "axolotl", "-o", "x.jsonl")
+    assert said.code == 2 and "none of kdgen's" in said.err and "index.json" in said.err
+
+
+def test_a_shard_with_fewer_rows_than_the_index_says_loses_none_in_silence(kdgen: Run, tmp_path: Path) -> None:
+    shard = "features/top-00000.parquet"
+    less = made(tmp_path / "less", told_records(9)) / shard
+    (made(tmp_path / "d", told_records(12)) / shard).write_bytes(less.read_bytes())
+    said = kdgen("export", "d", "--to", "axolotl", "-o", "x.jsonl")
+    assert said.code == 2 and "the shard has 6 rows, and the index says 8" in said.err
+    assert not (tmp_path / "x.jsonl").exists()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdgen.bundle.groups import Groups, short
 from kdgen.errors import GateFailed, UserError
@@ -61,6 +61,13 @@ class Cut(Frozen):
         if not all(math.isfinite(part) and part > 0 for part in split.values()):
             raise ValueError("each part is more than 0")
         return split
+
+    @model_validator(mode="after")
+    def _apart(self) -> Cut:
+        for size in self.subsets:
+            if (name := f"{self.splits[0]}_{size}") in self.split:
+                raise ValueError(f"{name} is a split, and the subset of {size} would be called so too")
+        return self
 
     @property
     def splits(self) -> list[str]:

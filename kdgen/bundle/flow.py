@@ -12,7 +12,7 @@ from typing import Any
 from kdgen.bundle.cut import LEFT, TAKEN, TOO_LONG, Cut, Table, assign, bounds
 from kdgen.bundle.dataset import Dataset, record_of, row_of
 from kdgen.bundle.groups import Groups
-from kdgen.bundle.measure import length_of, told
+from kdgen.bundle.measure import IDS, length_of, told
 from kdgen.bundle.sinks import Sink
 from kdgen.errors import GateFailed, KdgenError, UserError
 from kdgen.export import EXPORTS, FeatureFormat, Format
@@ -108,11 +108,12 @@ def export(parts: Sequence[Part], form: Format, cut: Cut, sink: Callable[[str], 
             }
         )
     if cut.measured:
+        unit = "tokens" if cut.tokenizer or IDS in form.shape() else "words"
         for number, name in enumerate(names):
             lengths = [
                 n for table in tables for n, to in zip(table.lengths, table.to.tolist(), strict=True) if to == number
             ]
-            done.lengths[name] = told(lengths, "tokens" if cut.tokenizer else "words", cut.pack)
+            done.lengths[name] = told(lengths, unit, cut.pack)
     return done
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+import orjson
+
 from kdgen.bundle.sinks import BeirTables, Lines, Parquet, Sink, Written
 from kdgen.errors import DatasetBusy, UserError, disk_error
 from kdgen.export import Format
@@ -154,6 +156,9 @@ def one_file(target: Path, form: Format) -> Iterator[Callable[[str], Sink]]:
         return
     if target.is_dir():
         raise UserError("it is a folder", where=str(target), hint="a name that ends in .jsonl or .parquet is one file")
+    if target.exists() and _of_whole(target):
+        cause = "the file is part of a dataset or of an export, which would not be whole without it"
+        raise UserError(cause, where=str(target), hint=ELSEWHERE)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.next-", dir=_parent(target)) as beside:
         made: list[Sink] = []
 
@@ -175,6 +180,15 @@ def one_file(target: Path, form: Format) -> Iterator[Callable[[str], Sink]]:
             sync_folder(target.parent)
         except OSError as error:
             raise disk_error(error, target) from None
+
+
+def _of_whole(target: Path) -> bool:
+    """Whether the manifest beside a file, of a dataset or of an export, names it."""
+    try:
+        told = orjson.loads((target.parent / MANIFEST).read_bytes())
+        return "kdgen" in told and target.name in (told["files"] if "files" in told else told["hashes"]["files"])
+    except (OSError, orjson.JSONDecodeError, LookupError, TypeError):
+        return False
 
 
 def _parent(target: Path) -> Path:

@@ -16,6 +16,7 @@ BESIDE = {
     "chosen_model", "rejected_model", "models", "docid", "title", "query_id", "query-id", "corpus-id", "verifier", "answer",
     "solution", "ground_truth", "language", "type", "tools",
 }  # fmt: skip
+IDS = "input_ids"  # a row that is tokens already
 
 
 def reader(shape: Shape, name: str = "") -> Callable[[Any], Iterator[str]] | None:
@@ -59,7 +60,9 @@ def counter(tokenizer: str) -> Callable[[str], int]:
 
 
 def length_of(shape: dict[str, Any], tokenizer: str) -> Callable[[dict[str, Any]], int]:
-    """What counts a row. The tokens that a chat template adds are not in it."""
+    """What counts a row. The tokens that a chat template adds are not in it, unless the row is of tokens itself."""
+    if IDS in shape:
+        return lambda row: len(row[IDS])
     count, read = counter(tokenizer), reader(shape)
     if read is None:
         return lambda row: 0

@@ -15,6 +15,7 @@ from kdgen.bundle.cut import Cut
 from kdgen.bundle.dataset import Dataset
 from kdgen.bundle.flow import Done, Part, export
 from kdgen.bundle.folder import Container, one_file, writing
+from kdgen.bundle.measure import IDS
 from kdgen.bundle.papers import card_of, default_name, manifest_of
 from kdgen.bundle.provenance import statement
 from kdgen.cli.job import pretty
@@ -195,6 +196,8 @@ def _check(form: Format, cut: Cut, container: str, out: str, single: bool, as_js
         raise UserError(
             "features are read in the records' order", where="--order", hint="order the rows as they are trained on"
         )
+    if IDS in form.shape() and cut.tokenizer:
+        raise UserError(f"the rows of {form.format} are tokens already", where="--tokenizer", hint="leave it out")
     if out == "-" and as_json:
         raise UserError("-o - and --json both want stdout", hint="name a folder with -o DIR")
 

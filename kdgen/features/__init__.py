@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["topk", "text", "hidden", "embedding"]
 FOLDER, INDEX = "features", "index.json"
+AGAIN = "make the dataset again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,13 @@ class Features:
 
         entry, facts = self._of(name), self.facts(name)
         for shard in entry["shards"]:
-            yield from read_shard(self.folder / shard["file"], KINDS[entry["kind"]], facts)
+            path, number = self.folder / shard["file"], 0
+            for each in read_shard(path, KINDS[entry["kind"]], facts):
+                yield each
+                number += 1
+            if number != shard["rows"]:
+                cause = f"the shard has {number:,} rows, and the index says {shard['rows']:,}"
+                raise UserError(cause, where=str(path), hint=AGAIN)
 
     def _of(self, name: str) -> dict[str, Any]:
         if name not in self.index:
@@ -190,9 +197,16 @@ def open(folder: Path | str) -> Features:
     if not made.is_dir():
         return Features(made, {})
     try:
-        return Features(made, orjson.loads((made / INDEX).read_bytes()))
+        index = orjson.loads((made / INDEX).read_bytes())
+        for entry in index.values():
+            sums = [(shard["file"], shard["rows"] + shard["tokens"]) for shard in entry["shards"]]
+            assert entry["kind"] in KINDS and [Facts(**each) for each in entry["facts"]] and sums
     except (OSError, orjson.JSONDecodeError) as error:
         raise UserError(f"the features cannot be read: {error}", where=str(made / INDEX)) from None
+    except (AssertionError, AttributeError, LookupError, TypeError) as error:
+        cause = f"the index is none of kdgen's: {type(error).__name__} {error}".rstrip()
+        raise UserError(cause, where=str(made / INDEX), hint=AGAIN) from None
+    return Features(made, index)
 
 
 def facts_data(facts: Facts) -> dict[str, Any]:
