@@ -194,6 +194,15 @@ def test_uld_has_sorted_logprobs_and_the_tail() -> None:
         assert np.allclose(told, own[:4], atol=1e-5) and np.isclose(np.exp(tail), np.exp(own[4:]).sum(), atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [AxolotlKD(feature="top", k=V), Uld(feature="top", k=V)])
+def test_tokens_of_a_thought_have_no_place_beside_an_answer_without_it(form: Any) -> None:
+    made = feature([1], [2, 3], facts=Facts("t", vocab_size=V, k=V, source="generated"))
+    thinking = record(1, made).model_copy(update={"reasoning": "So it is."})
+    assert form.row(record(1, made)) and form.row(thinking) is None
+    assert form.model_copy(update={"reasoning": "think"}).row(thinking)
+    assert form.row(thinking.featured({"top": feature([1], [2, 3])})), "what was scored is what was shown"
+
+
 def test_an_id_beyond_the_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="the vocabulary is of 8"):
         DistillKit(feature="top", vocab=8, k=V).row(record(0, feature(*TEXTS[0])))

@@ -120,12 +120,20 @@ def test_weights_say_which_turns_are_trained_on() -> None:
     assert weights(row("axolotl-chat", weights="turns"), "train") == [False, False, True, False, True]
 
 
+@pytest.mark.parametrize(("gold", "text"), [(7, "7"), (0, "0"), ("G", "G"), (None, "")])
+def test_a_right_answer_is_text(gold: Any, text: str) -> None:
+    record = FULL.model_copy(update={"meta": {**FULL.meta, "gold": gold}})
+    assert row("prompt", record)["answer"] == row("openai-rft", record)["answer"] == text
+
+
 def test_tools_stand_where_a_trainer_looks_for_them() -> None:
     tools = FULL.extra["tools"]
-    for name in ("messages", "openai", "prompt-completion", "axolotl-chat"):
+    for name in ("messages", "openai", "prompt-completion", "axolotl-chat", "preference", "kto", "prompt"):
         assert row(name)["tools"] == tools and "tools" not in row(name, PLAIN)
     assert row("openai-preference")["input"]["tools"] == tools
     assert json.loads(row("llamafactory")["tools"]) == tools and row("llamafactory", PLAIN)["tools"] == ""
+    sharegpt = FULL.model_copy(update={"history": ()})
+    assert json.loads(row("sharegpt", sharegpt)["tools"]) == tools and "tools" not in row("sharegpt", PLAIN)
     odd = FULL.model_copy(update={"extra": {"tools": "hammer"}})
     assert "tools" not in row("messages", odd)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -81,6 +82,16 @@ def tools_of(record: Record) -> list[Any]:
     """The tools that a user's column `tools` gives a conversation, as TRL, OpenAI and chat templates take them."""
     told = record.extra.get("tools") if record.extra else None
     return told if isinstance(told, list) and all(isinstance(each, dict) for each in told) else []
+
+
+def gold_text(gold: Any) -> str:
+    """A right answer as text: of a number its digits; empty where there is none."""
+    return gold if isinstance(gold, str) else "" if gold is None else json.dumps(gold, ensure_ascii=False)
+
+
+def tooled(record: Record) -> dict[str, Any]:
+    """The tools as a column, where there are any."""
+    return {"tools": tools} if (tools := tools_of(record)) else {}
 
 
 def weigh(messages: list[dict[str, Any]], which: str, name: str, yes: Any, no: Any, others: bool = False) -> None:

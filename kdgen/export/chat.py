@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar, Literal
 
 from kdgen.export.base import TOOLS, WEIGHT, Format, asked, tools_of, weigh
@@ -95,7 +96,7 @@ class Alpaca(Format):
 
 
 class ShareGPT(Format):
-    """`{"conversations": [{"from": "human" | "gpt", "value"}, …][, "system"]}`."""
+    """`{"conversations": [{"from": "human" | "gpt", "value"}, …][, "system"][, "tools"]}`, the tools as JSON text."""
 
     TRAINERS: ClassVar[str] = "LLaMA-Factory, FastChat, TRL (which turns it into messages)"
 
@@ -111,11 +112,14 @@ class ShareGPT(Format):
         row: dict[str, Any] = {"conversations": turns}
         if record.system and self.system == "keep":
             row["system"] = record.system
+        if tools := tools_of(record):
+            row["tools"] = json.dumps(tools, ensure_ascii=False)
         return row
 
     def shape(self) -> dict[str, Any]:
-        """Turns, and the system message beside them."""
-        return {"conversations": [{"from": tuple(NAMES.values()), "value": TEXT}], "system?": WORDS}
+        """Turns, the system message beside them, and tools where there are."""
+        turn = {"from": tuple(NAMES.values()), "value": TEXT}
+        return {"conversations": [turn], "system?": WORDS, "tools?": WORDS}
 
 
 NAMES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}

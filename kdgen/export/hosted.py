@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar, Literal
 
-from kdgen.export.base import TOOLS, WEIGHT, Format, alternate, tools_of, weigh
+from kdgen.export.base import TOOLS, WEIGHT, Format, alternate, gold_text, tools_of, weigh
 from kdgen.export.preference import pair_of
 from kdgen.export.shapes import JSON, TEXT, WORDS
 from kdgen.record import Record
@@ -98,9 +98,9 @@ class OpenAIRft(_Hosted):
         """The prompt with what its graders read; without a gold answer, a verifier or a column there is nothing to grade by."""
         said, gold, spec = self.turns(record), record.meta.get("gold"), record.meta.get("verifier")
         taken = {name: record.extra[name] for name in self.columns if name in record.extra}
-        if not said or not (gold or spec or taken):
+        if not said or not (gold not in (None, "") or spec or taken):
             return None
-        row: dict[str, Any] = {"messages": said, self.gold_as: gold if isinstance(gold, str) else ""}
+        row: dict[str, Any] = {"messages": said, self.gold_as: gold_text(gold)}
         if isinstance(spec, dict):
             row["verifier"] = json.dumps(spec, ensure_ascii=False)
         return {**taken, **row}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import yaml
 
 from kdgen.errors import UserError
-from kdgen.export.base import TOOLS, Format, tools_of
+from kdgen.export.base import TOOLS, Format, tooled
 from kdgen.export.packing import compress, fit_terms, pack_bits
 from kdgen.export.shapes import BYTE, NUMBER, WHOLE, WORDS
 from kdgen.features import Facts, TopK
@@ -56,6 +56,13 @@ class FeatureFormat(Format):
         """The feature, where the record has it; of text alone there are no ids."""
         held = record.features.get(self.feature)
         return held if isinstance(held, TopK) and held.size else None
+
+    def spoken(self, record: Record) -> TopK | None:
+        """The feature, where a row of messages has all that it is of: the tokens that a teacher wrote hold its thought too."""
+        of = self.told(record)
+        if of is None or not record.instruction or not record.output:
+            return None
+        return None if record.reasoning and self.reasoning == "drop" and of.facts.source == "generated" else of
 
     def rows(self, of: TopK) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """ids and logprobs [n, k] without holes: a place that nobody told of is sure of its token, a short row is filled up."""
@@ -104,12 +111,11 @@ class AxolotlKD(FeatureFormat):
 
     def row(self, record: Record) -> dict[str, Any] | None:
         """The conversation, and rows of k to its end."""
-        of = self.told(record)
-        if of is None or not record.instruction or not record.output:
+        of = self.spoken(record)
+        if of is None:
             return None
         ids, logprobs = (each.tolist() for each in self.placed(of))
-        tools = tools_of(record)
-        said = {"messages": [*self.prompt(record), self.message(record)], **({"tools": tools} if tools else {})}
+        said = {"messages": [*self.prompt(record), self.message(record)], **tooled(record)}
         return {**said, **self.written(ids, logprobs)}
 
     def placed(self, of: TopK) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -255,8 +261,8 @@ class Uld(FeatureFormat):
         """The conversation, and what the teacher was sure of."""
         import numpy as np
 
-        of = self.told(record)
-        if of is None or not record.instruction or not record.output:
+        of = self.spoken(record)
+        if of is None:
             return None
         _, logprobs = self.rows(of)
         left = 1.0 - np.exp(logprobs).sum(axis=1)

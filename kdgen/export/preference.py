@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from kdgen.export.base import Format
+from kdgen.export.base import TOOLS, Format, tooled
 from kdgen.export.shapes import FLAG, JSON, NUMBER, TEXT
 from kdgen.record import Candidate, Record
 
 
 class Preference(Format):
     """`{"prompt": [message, …], "chosen": [message], "rejected": [message], "score_chosen", "score_rejected", "chosen_model",
-    "rejected_model"}`: TRL's DPO, ORPO, CPO and reward trainers, which leave the last four alone. A score is null where
-    nobody scored.
+    "rejected_model"[, "tools"]}`: TRL's DPO, ORPO, CPO and reward trainers, which leave scores and models alone. A score is null
+    where nobody scored.
     """
 
     TRAINERS: ClassVar[str] = "TRL DPO, ORPO, CPO, SimPO and reward models"
@@ -33,13 +33,14 @@ class Preference(Format):
             "score_rejected": rejected.score,
             "chosen_model": chosen.writer,
             "rejected_model": rejected.writer,
+            **tooled(record),
         }
 
     def shape(self) -> dict[str, Any]:
         """What is asked, both answers, their scores and writers."""
         said, score = [self.turn()], f"{NUMBER}?"
         told = {"score_chosen": score, "score_rejected": score, "chosen_model": TEXT, "rejected_model": TEXT}
-        return {"prompt": said, "chosen": said, "rejected": said, **told}
+        return {"prompt": said, "chosen": said, "rejected": said, **told, **TOOLS}
 
 
 def pair_of(record: Record) -> tuple[Candidate, Candidate] | None:
@@ -56,7 +57,7 @@ def pair_of(record: Record) -> tuple[Candidate, Candidate] | None:
 
 
 class Kto(Format):
-    """`{"prompt": [message, …], "completion": [message], "label": true | false}`: TRL's and Axolotl's KTO."""
+    """`{"prompt": [message, …], "completion": [message], "label": true | false[, "tools"]}`: TRL's and Axolotl's KTO."""
 
     TRAINERS: ClassVar[str] = "TRL KTO"
 
@@ -67,11 +68,12 @@ class Kto(Format):
         label = record.meta.get("label")
         if not record.instruction or not record.output or not isinstance(label, bool):
             return None
-        return {"prompt": self.prompt(record), "completion": [self.message(record)], "label": label}
+        said = {"prompt": self.prompt(record), "completion": [self.message(record)], "label": label}
+        return {**said, **tooled(record)}
 
     def shape(self) -> dict[str, Any]:
         """What is asked, the answer, its label."""
-        return {"prompt": [self.turn()], "completion": [self.turn()], "label": FLAG}
+        return {"prompt": [self.turn()], "completion": [self.turn()], "label": FLAG, **TOOLS}
 
 
 class Ranked(Format):

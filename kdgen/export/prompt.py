@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar, Literal
 
-from kdgen.export.base import Format
+from kdgen.export.base import TOOLS, Format, gold_text, tooled
 from kdgen.export.shapes import TEXT, WORDS
 from kdgen.record import Record
 
 
 class PromptOnly(Format):
-    """`{"prompt": [{"role", "content"}, …], "answer", "verifier"}`: TRL's GRPO, RLOO and DistillationTrainer, open-r1, verl.
+    """`{"prompt": [{"role", "content"}, …], "answer", "verifier"[, "tools"]}`: TRL's GRPO, RLOO and DistillationTrainer, open-r1, verl.
 
     The record's answer is not in the row: `answer` (or `gold_as`) is the right one, `meta.gold`, and empty where there is none.
     `verifier` is the spec of `meta.verifier` as JSON, which `kdgen.verifiers.reward.reward` reads, and is left out of rows
@@ -28,10 +28,10 @@ class PromptOnly(Format):
         """The prompt with its verifier."""
         if not record.instruction:
             return None
-        row: dict[str, Any] = {"prompt": self.prompt(record)}
+        row: dict[str, Any] = {"prompt": self.prompt(record), **tooled(record)}
         gold, spec = record.meta.get("gold"), record.meta.get("verifier")
-        if gold or spec:
-            row[self.gold_as] = gold if isinstance(gold, str) else ""
+        if gold not in (None, "") or spec:
+            row[self.gold_as] = gold_text(gold)
         if isinstance(spec, dict):
             row["verifier"] = json.dumps(spec, ensure_ascii=False)
             cases: Any = spec.get("cases")
@@ -44,4 +44,9 @@ class PromptOnly(Format):
         """The prompt, and what answers are judged by."""
         cases = [{"input": TEXT, "output": TEXT, "type": WORDS}]
         told = {f"{self.gold_as}?": TEXT, "verifier?": WORDS}
-        return {"prompt": [self.turn()], **told, "verification_info?": {"language": WORDS, "test_cases": cases}}
+        return {
+            "prompt": [self.turn()],
+            **TOOLS,
+            **told,
+            "verification_info?": {"language": WORDS, "test_cases": cases},
+        }
