@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     with (
         (tmp_path / "aimock.log").open("wb") as log,
-        subprocess.Popen(asked, stdout=log, stderr=log, env=environment) as it,
+        subprocess.Popen(asked, stdout=log, stderr=log, env=environment, start_new_session=True) as it,
     ):
         try:
             url = f"http://127.0.0.1:{port}"
@@ -51,7 +52,7 @@ def address(tmp_path: Path) -> Iterator[str]:
                 time.sleep(0.05)
             yield url
         finally:
-            it.terminate()
+            os.killpg(it.pid, signal.SIGTERM)  # the server itself is a child of the command
 
 
 def _listens(port: int) -> bool:
